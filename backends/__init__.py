@@ -1,0 +1,1 @@
+"""Back ends: a graph in, files or modules out."""

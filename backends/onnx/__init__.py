@@ -1,0 +1,1 @@
+"""The ONNX back end: one folder with one standard model file."""

@@ -1,0 +1,1 @@
+"""The torch back end: a graph as a trainable module."""

@@ -1,0 +1,1 @@
+"""Data: files and data sets in, batches of arrays out."""

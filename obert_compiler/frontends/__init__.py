@@ -1,0 +1,1 @@
+"""Front ends: a model of any framework in, a canonical graph out."""

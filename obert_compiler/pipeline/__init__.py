@@ -1,0 +1,1 @@
+"""The compiler on one page: pass contract, grammar, registry, runner and recipes."""

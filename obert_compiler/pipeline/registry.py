@@ -1,0 +1,72 @@
+"""Passes, back ends and tasks by name, found through entry points (ours like anybody's).
+
+A package adds a pass by one line in its pyproject.toml::
+
+    [project.entry-points."obert_compiler.passes"]
+    my-pass = "my_package.my_pass:MyPass"
+
+Nothing is imported before it is asked for by name.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from obert_compiler.errors import ArtefactError, UsageError
+from obert_compiler.pipeline.contract import Pass
+from obert_compiler.pipeline.spec import parse_specs
+
+__all__ = ["BACKENDS", "PASSES", "TASKS", "load", "names", "passes_from_text"]
+
+PASSES = "obert_compiler.passes"
+BACKENDS = "obert_compiler.backends"
+TASKS = "obert_compiler.tasks"
+_WHAT = {PASSES: "pass", BACKENDS: "back end", TASKS: "task"}
+
+
+@cache
+def _entries(group: str) -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=group):
+        twin = found.get(entry.name)
+        if twin is not None and twin.value != entry.value:
+            raise ArtefactError(
+                f"{_WHAT[group]} '{entry.name}' is registered twice, as {twin.value} and "
+                f"{entry.value}; uninstall one of the packages"
+            )
+        found[entry.name] = entry
+    return found
+
+
+def names(group: str) -> list[str]:
+    """Registered names of a group, sorted."""
+    return sorted(_entries(group))
+
+
+def load(group: str, name: str) -> Any:  # noqa: ANN401 - the class behind an entry point
+    """Import what ``name`` stands for in ``group``.
+
+    Raises:
+        UsageError: the name is not registered.
+    """
+    entry = _entries(group).get(name)
+    if entry is None:
+        raise UsageError(
+            f"{_WHAT[group]} '{name}' is unknown: expected one of {', '.join(names(group))}"
+        )
+    return entry.load()
+
+
+def passes_from_text(text: str) -> list[Pass]:
+    """Passes of a specification such as ``"prune:sparsity=0.9:block=4,quant,pack"``.
+
+    Raises:
+        UsageError: an unknown pass or option, or a value its type does not admit.
+    """
+    passes: list[Pass] = []
+    for spec in parse_specs(text):
+        built = load(PASSES, spec.name).from_options(spec.options)
+        passes.append(built)
+    return passes

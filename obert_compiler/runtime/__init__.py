@@ -1,0 +1,1 @@
+"""Running, measuring and evaluating emitted models; needs neither torch nor transformers."""

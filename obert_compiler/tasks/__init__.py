@@ -1,0 +1,1 @@
+"""Tasks: columns, losses and metrics, one file each."""

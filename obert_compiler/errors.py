@@ -8,7 +8,7 @@
         ├── DataError     (1)     a data file cannot be read or does not fit the task
         ├── GraphError    (1)     a graph breaks a rule of its stage, or holds an unsupported op
         ├── NumericsError (1)     NaN, infinity, a singular block
-        └── ArtefactError (1)     an output folder or a checkpoint cannot be written, read or resumed
+        └── ArtefactError (1)     an output folder or checkpoint cannot be written or read
 
 A message is one line: the thing in quotes, what was expected, what was found, and the remedy.
 """

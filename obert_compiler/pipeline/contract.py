@@ -136,7 +136,7 @@ class Pass(Spec, ABC):
         return ()
 
     def requires(self, graph: Graph) -> None:
-        """Check what must hold before; called for the first pass before any work starts.
+        """Check what must hold before; called before any work starts, and again before ``run``.
 
         Raises:
             GraphError: when the graph cannot take this pass.
@@ -146,6 +146,10 @@ class Pass(Spec, ABC):
     @abstractmethod
     def run(self, graph: Graph, context: Context) -> PassResult:
         """Transform ``graph``."""
+
+    def restore(self, context: Context) -> None:
+        """Re-open what ``run`` left in ``context.work``; called on resume instead of ``run``."""
+        del context
 
     def ensures(self, result: PassResult) -> None:
         """Check what holds afterwards.

@@ -45,7 +45,7 @@ def names(group: str) -> list[str]:
     return sorted(_entries(group))
 
 
-def load(group: str, name: str) -> Any:  # noqa: ANN401 - the class behind an entry point
+def load(group: str, name: str) -> Any:
     """Import what ``name`` stands for in ``group``.
 
     Raises:

@@ -88,7 +88,7 @@ class Spec:
         return ":".join(parts)
 
 
-def _read(kind: Any, text: str, where: str) -> Any:  # noqa: ANN401 - any option type
+def _read(kind: Any, text: str, where: str) -> Any:
     origin = get_origin(kind)
     if origin in {typing.Union, types.UnionType}:
         if text == "none" and type(None) in get_args(kind):
@@ -104,7 +104,7 @@ def _read(kind: Any, text: str, where: str) -> Any:  # noqa: ANN401 - any option
     return _read_scalar(kind, text, where)
 
 
-def _read_union(kinds: list[Any], text: str, where: str) -> Any:  # noqa: ANN401
+def _read_union(kinds: list[Any], text: str, where: str) -> Any:
     errors = []
     for kind in kinds:
         try:
@@ -129,7 +129,7 @@ _SCALARS: dict[Any, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def _read_scalar(kind: Any, text: str, where: str) -> Any:  # noqa: ANN401
+def _read_scalar(kind: Any, text: str, where: str) -> Any:
     expected, read = _SCALARS[kind]
     try:
         return read(text)

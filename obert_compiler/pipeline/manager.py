@@ -1,0 +1,124 @@
+"""The runner: takes a graph through passes, and owns everything that is not a transformation.
+
+For each step: check the stage, run, record the stage reached, verify the graph, check the promise
+of the pass, measure time and memory, and keep a checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from obert_compiler.errors import UsageError
+from obert_compiler.graph.graph import Graph
+from obert_compiler.graph.verify import verify
+from obert_compiler.pipeline.checkpoint import Checkpoints
+from obert_compiler.pipeline.contract import Context, Pass, Progress, SilentProgress
+from obert_compiler.pipeline.measure import Meter
+from obert_compiler.pipeline.plan import Step, plan
+from obert_compiler.pipeline.registry import passes_from_text
+
+if TYPE_CHECKING:
+    from obert_compiler.data.batches import Batches
+    from obert_compiler.tasks.base import Task
+
+__all__ = ["PassManager"]
+
+
+class PassManager:
+    """Runs passes in order.
+
+    Args:
+        passes: passes, or their text such as ``"prune:sparsity=0.9,quant"``.
+
+    Attributes:
+        records: one JSON-ready dictionary per step that ran (see docs/artefact.md, "passes").
+    """
+
+    def __init__(self, passes: Sequence[Pass] | str) -> None:
+        self.passes = passes_from_text(passes) if isinstance(passes, str) else list(passes)
+        self.records: list[dict[str, Any]] = []
+
+    def run(
+        self,
+        graph: Graph,
+        *,
+        data: Batches | None = None,
+        task: Task | None = None,
+        seed: int = 0,
+        work: Path | None = None,
+        checkpoints: Checkpoints | None = None,
+        progress: Progress | None = None,
+    ) -> Graph:
+        """Take ``graph`` through the passes; the graph given is left as it was.
+
+        Args:
+            graph: the graph to compress.
+            data: batches for calibration and Fisher.
+            task: the task whose loss Fisher differentiates.
+            seed: seed of every random choice.
+            work: folder for statistics; a temporary one by default.
+            checkpoints: where to keep the graph after each step; steps recorded there are restored
+                instead of run again.
+            progress: where to report.
+
+        Raises:
+            UsageError: the order of passes is wrong, or data is missing.
+            GraphError: the graph cannot take a pass, or a pass broke a rule.
+        """
+        progress = progress or SilentProgress()
+        finished = [] if checkpoints is None else list(checkpoints.records)
+        steps = plan(self.passes, graph) if not finished else _replan(finished)
+        _check_data(steps, data)
+        context = Context(task=task, data=data, seed=seed, work=work, progress=progress)
+        self.records = finished
+        for step in steps[: len(finished)]:
+            step.run.restore(context)
+            progress.say(f"'{step.run}' is done already (checkpoint)")
+        for number, step in enumerate(steps[len(finished) :]):
+            if step.wanted_by is not None:
+                progress.say(f"'{step.run}' runs first, because '{step.wanted_by}' needs it")
+            # The first step must not touch the caller's graph.
+            graph = self._run_step(step, graph.copy() if number == 0 else graph, context, steps)
+            if checkpoints is not None:
+                checkpoints.save(graph, self.records[-1])
+        return graph
+
+    def _run_step(self, step: Step, graph: Graph, context: Context, steps: list[Step]) -> Graph:
+        step.run.requires(graph)
+        with Meter() as meter:
+            result = step.run.run(graph, context)
+        if step.run.produces is not None:
+            result.graph.advance(step.run.produces)
+        verify(result.graph, result.graph.stage)
+        step.run.ensures(result)
+        self.records.append(
+            {
+                "name": step.run.name,
+                "spec": str(step.run),
+                "inserted": step.wanted_by is not None,
+                "wanted_by": step.wanted_by,
+                "plan": [[str(s.run), s.wanted_by] for s in steps],
+                "seconds": round(meter.seconds, 3),
+                "peak_memory_bytes": meter.peak_memory_bytes,
+                "changed": result.changed,
+                "report": result.report,
+                "skips": [dataclasses.asdict(skip) for skip in result.skips],
+            }
+        )
+        return result.graph
+
+
+def _replan(finished: list[dict[str, Any]]) -> list[Step]:
+    return [Step(passes_from_text(text)[0], by) for text, by in finished[0]["plan"]]
+
+
+def _check_data(steps: list[Step], data: Batches | None) -> None:
+    for step in steps:
+        if step.run.needs_data and data is None:
+            raise UsageError(
+                f"pass '{step.run.name}': expected data, found none; give data= (--data FILE), or "
+                "lower the model with its tokenizer so that the shipped text can be used"
+            )

@@ -1,32 +1,29 @@
 """Encoder layers, found from the shape of the graph alone.
 
 An encoder hands one hidden state from layer to layer: every path from the embeddings to the output
-visits it. The visited values are the cut points (dominators) of the network of values; two
-neighbours enclose a *segment*: a residual block, a normalisation, a matrix of the head. Layers are
-the segments that repeat and hold attention. No name is read, so the same search serves every
-exporter, quantised and packed graphs included.
+visits it. The visited values cut the graph into segments (`obert_compiler.graph.trunk`): a residual
+block, a normalisation, a matrix of the head. Layers are the segments that repeat and hold
+attention. No name is read, so the same search serves every exporter, quantised and packed graphs
+included.
 
-Two comparisons are made. A *token* says what a segment is for (shapes of its matrices, attention,
-residual or not) and aligns the layers. A *signature*, a Merkle hash over op types, attributes,
-constant shapes and wiring, then says whether they are isomorphic; masks, position biases and rotary
-tables enter it only as "from outside". Layers that align but are not isomorphic (ModernBERT's first
-has no norm before attention) are kept, and the difference is recorded.
+The tokens of the segments align the layers, their signatures say whether they are isomorphic.
+Layers that align but are not isomorphic (ModernBERT's first has no norm before attention) are kept,
+and the difference is recorded.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import networkx as nx  # type: ignore[import-untyped]
 import onnx_ir as ir
 
 from obert_compiler.graph.linear import LinearSite, Unmatched, find_linear_sites
-from obert_compiler.graph.network import Network, ValueKind, is_quantiser, static_shape
+from obert_compiler.graph.network import Network, is_quantiser
+from obert_compiler.graph.trunk import Segment, read_trunk, trunk_starts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +39,6 @@ __all__ = [
 ]
 
 _LEARNED_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
-_COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Max", "Min", "Sum"})
 
 
 @dataclass(frozen=True)
@@ -98,22 +94,23 @@ class EncoderLayers:
 def find_encoder_layers(graph: Graph) -> EncoderLayers:
     """Find the encoder layers of ``graph``; a graph without any gives a reason instead."""
     network = Network(graph)
-    starts = _starts(graph, network)
+    starts = trunk_starts(network)
     if not starts:
         return _none("no graph output depends on the contents of a graph input")
     site_by_node = {node: site for site in find_linear_sites(graph) for node in site.nodes}
-    best: tuple[_Trunk, list[range]] | None = None
+    trunk: list[Segment] = []
+    blocks: list[range] = []
     for start in starts:
-        trunk = _read_trunk(network, start, site_by_node)
-        blocks = _find_blocks(trunk.segments)
-        if best is None or len(blocks) > len(best[1]):
-            best = trunk, blocks
-    if best is None or not best[1]:
+        segments = read_trunk(network, start, site_by_node)
+        found = _find_blocks(segments)
+        if len(found) > len(blocks):
+            trunk, blocks = segments, found
+    if not blocks:
         return _none(
-            "no part between two values that all paths visit holds attention "
-            "(a softmax between two products of activations)"
+            "no part of the graph between two values that all paths visit holds attention "
+            "(a Softmax between products of activations) inside a residual or repeated block"
         )
-    return _layers(network, *best)
+    return _layers(network, site_by_node, trunk, blocks)
 
 
 def prunable_sites(graph: Graph) -> tuple[tuple[LinearSite, ...], tuple[Unmatched, ...]]:
@@ -137,133 +134,11 @@ def prunable_sites(graph: Graph) -> tuple[tuple[LinearSite, ...], tuple[Unmatche
     return tuple(chosen), tuple(left)
 
 
-@dataclass
-class _Segment:
-    """What lies between two neighbouring cut points."""
-
-    input: ir.Value
-    output: ir.Value
-    nodes: list[ir.Node] = field(default_factory=list)
-    matrices: list[tuple[int, ...]] = field(default_factory=list)
-    attention: bool = False
-    residual: bool = False
-    signature: int = 0
-
-    @property
-    def token(self) -> Hashable:
-        """Equal for segments that do the same work, however they are normalised or masked."""
-        alone = self.nodes[0].op_type if len(self.nodes) == 1 else None
-        return (*sorted(self.matrices), self.attention, self.residual, alone)
-
-
-@dataclass
-class _Trunk:
-    """The way of the hidden state from the embeddings to the output."""
-
-    segments: list[_Segment]
-    site_by_node: dict[ir.Node, LinearSite]
-
-
 def _none(reason: str) -> EncoderLayers:
     return EncoderLayers((), (Unmatched("encoder layers", reason),))
 
 
-def _starts(graph: Graph, network: Network) -> list[ir.Value]:
-    """Where a hidden state can begin: rows gathered from a constant table, float graph inputs."""
-    gathered = [
-        node.outputs[0]
-        for node in network.order
-        if node.op_type == "Gather"
-        and network.data_operands(node)
-        and node.inputs[0] is not None
-        and network.kind(node.inputs[0]) is ValueKind.CONSTANT
-    ]
-    inputs = graph.model.graph.inputs
-    floats = [v for v in inputs if v.dtype is not None and v.dtype.is_floating_point()]
-    return [v for v in gathered + floats if network.deepest_output(v) is not None]
-
-
-def _read_trunk(
-    network: Network, start: ir.Value, site_by_node: dict[ir.Node, LinearSite]
-) -> _Trunk:
-    end = network.deepest_output(start)
-    if end is None:
-        return _Trunk([], site_by_node)
-    cuts = network.cut_points(start, end)
-    segments = [_Segment(a, b) for a, b in pairwise(cuts)]
-    position = {cut: index for index, cut in enumerate(cuts)}
-    part = network.between(start, end)
-    hashes: dict[ir.Value, int] = {}
-    inside: dict[ir.Value, int] = {start: 0}
-    seen: set[ir.Node] = set()
-    for value in nx.topological_sort(part):
-        if value is start:
-            continue
-        index = max(inside[p] for p in part.predecessors(value))
-        inside[value] = position.get(value, index)
-        segment, node = segments[index], value.producer()
-        if node is None:
-            continue
-        hashes[value] = _hash(network, node, value, segment.input, hashes)
-        if value is segment.output:
-            segment.signature = hashes[value]
-            segment.residual = node.op_type == "Add" and segment.input in network.operands(node)
-        if node not in seen:
-            seen.add(node)
-            segment.nodes.append(node)
-    for segment in segments:
-        segment.nodes.sort(key=network.order.__getitem__)
-        segment.matrices = [
-            static_shape(site_by_node[n].weight_value) or site_by_node[n].shape
-            for n in segment.nodes
-            if n in site_by_node
-        ]
-        segment.attention = _holds_attention(network, segment.nodes)
-    return _Trunk(segments, site_by_node)
-
-
-def _hash(
-    network: Network,
-    node: ir.Node,
-    value: ir.Value,
-    entry: ir.Value,
-    hashes: dict[ir.Value, int],
-) -> int:
-    operands: list[Hashable] = []
-    for operand in node.inputs:
-        if operand is None:
-            operands.append("absent")
-            continue
-        root = network.root(operand)
-        kind = network.kind(root)
-        if root is entry:
-            operands.append("hidden state")
-        elif kind is ValueKind.CONSTANT:
-            operands.append(("constant", static_shape(root)))
-        elif kind is ValueKind.SHAPE:
-            operands.append("shape")
-        else:
-            operands.append(hashes.get(root, "from outside"))
-    if node.op_type in _COMMUTATIVE:
-        operands.sort(key=repr)
-    attributes = sorted(
-        (name, repr(a.value))
-        for name, a in node.attributes.items()
-        if a.type not in (ir.AttributeType.GRAPH, ir.AttributeType.TENSOR)
-    )
-    return hash((node.domain, node.op_type, tuple(attributes), value.index(), tuple(operands)))
-
-
-def _holds_attention(network: Network, nodes: Sequence[ir.Node]) -> bool:
-    operations = {node.op_type for node in nodes}
-    products = any(
-        node.op_type in {"MatMul", "Einsum"} and len(network.data_operands(node)) == 2
-        for node in nodes
-    )
-    return "Attention" in operations or ("Softmax" in operations and products)
-
-
-def _find_blocks(segments: Sequence[_Segment]) -> list[range]:
+def _find_blocks(segments: Sequence[Segment]) -> list[range]:
     """The segments of each layer, in order; empty when none holds attention."""
     anchors = [i for i, segment in enumerate(segments) if segment.attention]
     if not anchors:
@@ -309,7 +184,7 @@ def find_repetition(
     return best
 
 
-def _extend_to_front(segments: Sequence[_Segment], blocks: list[range]) -> None:
+def _extend_to_front(segments: Sequence[Segment], blocks: list[range]) -> None:
     """Prepend layers whose parts cannot be cut like the others' (a convolution around layer 0)."""
     wanted = _work(segments, blocks[0])
     while True:
@@ -321,12 +196,12 @@ def _extend_to_front(segments: Sequence[_Segment], blocks: list[range]) -> None:
         blocks.insert(0, range(end - sizes_that_fit[0], end))
 
 
-def _work(segments: Sequence[_Segment], block: range) -> Hashable:
+def _work(segments: Sequence[Segment], block: range) -> Hashable:
     matrices = sorted(shape for i in block for shape in segments[i].matrices)
     return (*matrices, any(segments[i].attention for i in block))
 
 
-def _blocks_from_anchors(segments: Sequence[_Segment], anchors: Sequence[int]) -> list[range]:
+def _blocks_from_anchors(segments: Sequence[Segment], anchors: Sequence[int]) -> list[range]:
     """One layer from each residual attention to the next, for layers that do not repeat."""
     anchors = [i for i in anchors if segments[i].residual]
     if not anchors:
@@ -335,7 +210,7 @@ def _blocks_from_anchors(segments: Sequence[_Segment], anchors: Sequence[int]) -
     return [range(first, last) for first, last in zip(anchors, ends, strict=True)]
 
 
-def _end_of_layer(segments: Sequence[_Segment], anchor: int) -> int:
+def _end_of_layer(segments: Sequence[Segment], anchor: int) -> int:
     """Where the layer that begins with the attention at ``anchor`` ends.
 
     It holds the next residual block, if any, and after it whatever followed attention too (the norm
@@ -349,23 +224,26 @@ def _end_of_layer(segments: Sequence[_Segment], anchor: int) -> int:
     return block + 1 + (len(between) if behind == between else 0)
 
 
-def _layers(network: Network, trunk: _Trunk, blocks: Sequence[range]) -> EncoderLayers:
+def _layers(
+    network: Network,
+    site_by_node: Mapping[ir.Node, LinearSite],
+    trunk: Sequence[Segment],
+    blocks: Sequence[range],
+) -> EncoderLayers:
     layers = []
     for index, block in enumerate(blocks):
-        segments = [trunk.segments[i] for i in block]
+        segments = [trunk[i] for i in block]
         nodes = [node for segment in segments for node in segment.nodes]
         nodes += _quantisers(network, nodes, segments[0].input)
         nodes += network.exclusive_sources(nodes)
         nodes.sort(key=network.order.__getitem__)
-        sites = dict.fromkeys(
-            trunk.site_by_node[node].name for node in nodes if node in trunk.site_by_node
-        )
+        sites = dict.fromkeys(site_by_node[node].name for node in nodes if node in site_by_node)
         layers.append(
             EncoderLayer(index, segments[0].input, segments[-1].output, tuple(nodes), tuple(sites))
         )
-    unmatched = _differences(trunk.segments, blocks)
+    unmatched = _differences(trunk, blocks)
     inside = {i for block in blocks for i in block}
-    for i, segment in enumerate(trunk.segments):
+    for i, segment in enumerate(trunk):
         if segment.attention and i not in inside:
             name = segment.output.name or "?"
             unmatched.append(Unmatched(name, "attention that no repeated layer holds"))
@@ -386,7 +264,7 @@ def _quantisers(network: Network, nodes: Sequence[ir.Node], entry: ir.Value) -> 
     return list(found)
 
 
-def _differences(segments: Sequence[_Segment], blocks: Sequence[range]) -> list[Unmatched]:
+def _differences(segments: Sequence[Segment], blocks: Sequence[range]) -> list[Unmatched]:
     signatures = [tuple(segments[i].signature for i in block) for block in blocks]
     usual, _ = Counter(signatures).most_common(1)[0]
     reference = _operations(segments, blocks[signatures.index(usual)])
@@ -402,7 +280,7 @@ def _differences(segments: Sequence[_Segment], blocks: Sequence[range]) -> list[
     return found
 
 
-def _operations(segments: Sequence[_Segment], block: range) -> Counter[str]:
+def _operations(segments: Sequence[Segment], block: range) -> Counter[str]:
     return Counter(node.op_type for i in block for node in segments[i].nodes)
 
 

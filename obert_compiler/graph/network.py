@@ -12,7 +12,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
-import networkx as nx  # type: ignore[import-untyped]
+import networkx as nx
 import onnx_ir as ir
 
 if TYPE_CHECKING:
@@ -58,6 +58,12 @@ class Network:
         for position, node in enumerate(graph.model.graph):
             self.order[node] = position
             self._add(node)
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        """The graph inputs that no initializer stands for."""
+        inputs = self._graph.model.graph.inputs
+        return [v for v in inputs if self.kind(v) is ValueKind.DATA]
 
     @property
     def outputs(self) -> list[ir.Value]:

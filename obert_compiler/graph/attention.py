@@ -232,7 +232,7 @@ class _Search:
             node = v.producer()
             if node is None or node.op_type != "Reshape" or node.inputs[1] is None:
                 continue
-            heads, size = ([None, None] + self._elements(node.inputs[1]))[-2:]
+            heads, size = [None, None, *self._elements(node.inputs[1])][-2:]
             if size is not None and size > 0:
                 return size
             site = self._site_by_output.get(self.network.operands(node)[0])

@@ -1,0 +1,305 @@
+"""Front end for Hugging Face models: a folder or hub id, loaded by transformers and exported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+import transformers
+
+from obert_compiler.errors import ModelError, UsageError
+from obert_compiler.frontends.canonical import canonicalise
+from obert_compiler.frontends.sentence_embedding import add_sentence_embedding
+from obert_compiler.frontends.torch_module import export, parameter_bytes, rename_dimensions
+from obert_compiler.graph.graph import Graph, Source
+
+__all__ = ["lower_huggingface"]
+
+_AUTO_MODELS = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "fill-mask": "AutoModelForMaskedLM",
+    "feature-extraction": "AutoModel",
+}
+_OUTPUTS = {
+    "text-classification": ("logits",),
+    "token-classification": ("logits",),
+    "question-answering": ("start_logits", "end_logits"),
+    "fill-mask": ("logits",),
+    "feature-extraction": ("last_hidden_state",),
+}
+_TASK_BY_ENDING = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+    "Model": "feature-extraction",
+}
+_HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*/config.json"]
+_SYMBOLS = ("batch", "sequence")
+
+
+def lower_huggingface(
+    model: str | Path, *, task: str | None = None, tokenizer: str | Path | None = None
+) -> Graph:
+    """Lower a Hugging Face folder or hub id.
+
+    Attention is exported in its plain form (softmax of a masked product), weights as float32. A
+    sentence-transformers folder (modules.json) gets the output ``sentence_embedding`` besides
+    ``last_hidden_state``.
+
+    Raises:
+        UsageError: the folder or hub id, its architecture or the task is unknown.
+        ModelError: weights are missing, broken or not finite, or the export fails.
+    """
+    folder = _local_folder(model)
+    config = _read_config(folder, model)
+    task = task or task_of(config, folder)
+    if task is None:
+        raise UsageError(
+            f"model '{model}': expected an architecture that names its task, found "
+            f"{config.get('architectures')}; pass --task ({', '.join(_AUTO_MODELS)})"
+        )
+    if task not in _AUTO_MODELS:
+        raise UsageError(f"task '{task}': expected one of {', '.join(_AUTO_MODELS)}")
+    module, missing = _load(folder, model, task)
+    inputs = _example_inputs(module.config, folder, tokenizer)
+    graph_model = _export(module, inputs, _OUTPUTS[task])
+    canonicalise(graph_model, parameters=set(module.state_dict()))
+    _refuse_untrained(graph_model, missing, model, task)
+    source = Source(
+        "huggingface",
+        location=str(model),
+        task=task,
+        config=module.config.to_dict(),
+        folder=Path(tokenizer) if tokenizer is not None else folder,
+        bytes_on_disk=parameter_bytes(module),
+    )
+    graph = Graph(graph_model, source)
+    if task == "feature-extraction" and (folder / "modules.json").is_file():
+        add_sentence_embedding(graph, folder)
+    return graph
+
+
+def task_of(config: dict[str, Any], folder: Path | None) -> str | None:
+    """The task that a configuration or a sentence-transformers folder states, None if neither."""
+    if folder is not None and (folder / "modules.json").is_file():
+        return "feature-extraction"
+    for architecture in config.get("architectures") or ():
+        for ending, task in _TASK_BY_ENDING.items():
+            if str(architecture).endswith(ending):
+                return task
+    return None
+
+
+def _local_folder(model: str | Path) -> Path:
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UsageError(
+            f"model '{model}': expected a folder, a hub id or a .onnx file, found another file"
+        )
+    text = str(model)
+    if isinstance(model, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise UsageError(f"model '{model}': no such folder or file; check the path")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=_HUB_FILES))
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise UsageError(
+            f"model '{text}': no such folder here and no such public model on the hub; check the "
+            "name, or log in for a private one"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UsageError(
+            f"model '{text}': no such folder here, and the hub cannot be reached; check the path, "
+            "or download the model where there is a network"
+        ) from error
+
+
+def _read_config(folder: Path, model: str | Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UsageError(
+            f"model '{model}': expected a Hugging Face folder with config.json or a folder with "
+            "model.onnx, found neither"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(
+            f"file '{file}': expected JSON, found text that is not ({error})"
+        ) from error
+    if not isinstance(config, dict):
+        raise ModelError(f"file '{file}': expected a JSON object, found {type(config).__name__}")
+    return config
+
+
+def _load(folder: Path, model: str | Path, task: str) -> tuple[torch.nn.Module, set[str]]:
+    """The module in float32 with plain attention, and the parameters the checkpoint lacks."""
+    from safetensors import SafetensorError
+
+    auto = getattr(transformers, _AUTO_MODELS[task])
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        module, info = auto.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+    except (KeyError, ValueError, ImportError) as error:
+        raise UsageError(
+            f"model '{model}': transformers {transformers.__version__} cannot load it for "
+            f"{task}: {_first_line(error)}"
+        ) from error
+    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+        raise ModelError(
+            f"model '{model}': the weights cannot be read: {_first_line(error)}"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(level)
+        transformers.logging.enable_progress_bar()
+    mismatched = info.get("mismatched_keys")
+    if mismatched:
+        name = next(iter(mismatched))
+        raise ModelError(
+            f"model '{model}': parameter '{name}' differs in shape from config.json; use the "
+            "configuration that belongs to the weights"
+        )
+    return module.eval(), set(info["missing_keys"])
+
+
+def _refuse_untrained(model: ir.Model, missing: set[str], location: str | Path, task: str) -> None:
+    for value in model.graph.initializers.values():
+        name = value.metadata_props.get("obert.parameter")
+        if name in missing:
+            raise ModelError(
+                f"model '{location}': the checkpoint holds no '{name}', which {task} needs; choose "
+                "the task it was trained for"
+            )
+
+
+def _example_inputs(
+    config: Any, folder: Path, tokenizer: str | Path | None
+) -> dict[str, torch.Tensor]:
+    """Two rows of 16 tokens; token types where the model has them and its tokenizer gives them."""
+    shape = (2, 16)
+    ids = torch.full(shape, 5, dtype=torch.long).clamp(max=config.vocab_size - 1)
+    mask = torch.ones(shape, dtype=torch.long)
+    mask[1, 12:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if getattr(config, "type_vocab_size", 0) > 1 and _gives_token_types(
+        tokenizer or folder, config
+    ):
+        inputs["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
+    return inputs
+
+
+def _gives_token_types(folder: str | Path, config: Any) -> bool:
+    file = Path(folder) / "tokenizer_config.json"
+    if file.is_file():
+        try:
+            names = json.loads(file.read_text(encoding="utf-8")).get("model_input_names")
+        except ValueError:
+            names = None
+        if names:
+            return "token_type_ids" in names
+    return config.model_type in {"bert", "electra", "albert", "deberta-v2", "deberta"}
+
+
+def _export(
+    module: torch.nn.Module, inputs: dict[str, torch.Tensor], outputs: tuple[str, ...]
+) -> ir.Model:
+    with torch.no_grad(), _plain_masks():
+        found = module(**inputs)
+        names = [name for name, value in found.items() if isinstance(value, torch.Tensor)]
+        dynamic = torch.export.Dim.DYNAMIC
+        model = export(module, (), inputs, {name: {0: dynamic, 1: dynamic} for name in inputs})
+    graph = model.graph
+    for name, value in zip(names, list(graph.outputs), strict=True):
+        if name in outputs:
+            _rename_output(graph, value, name)
+    kept = [value for value in graph.outputs if value.name in outputs]
+    graph.outputs.clear()
+    graph.outputs.extend(kept)
+    ids = next(value for value in graph.inputs if value.name == "input_ids")
+    symbols = [str(dim.value) for dim in ids.shape or () if isinstance(dim, ir.SymbolicDim)]
+    rename_dimensions(model, dict(zip(symbols, _SYMBOLS, strict=True)))
+    return model
+
+
+def _rename_output(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    for node in graph:
+        for other in node.outputs:
+            if other.name == name and other is not value:
+                other.name = f"{name}_inner"
+    value.name = name
+
+
+@contextmanager
+def _plain_masks() -> Iterator[None]:
+    """Let transformers build attention masks by broadcasting.
+
+    Its own eager masks index the padding mask by grids of positions, which ONNX can only say with
+    GatherND over a [batch, sequence] grid.
+    """
+    try:
+        from transformers import masking_utils
+    except ImportError:
+        yield
+        return
+    masks = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+    original: Callable[..., Any] = masks["eager"]
+
+    def eager_mask(*args: Any, **options: Any) -> Any:
+        plain = not args and options.get("attention_mask") is not None
+        needed = {"q_length", "kv_length", "mask_function"}
+        if not plain or not needed <= options.keys() or options.get("use_vmap"):
+            return original(*args, **options)
+        return _broadcast_mask(masking_utils, options)
+
+    masks["eager"] = eager_mask
+    try:
+        yield
+    finally:
+        del masks["eager"]
+
+
+def _broadcast_mask(masking_utils: Any, options: dict[str, Any]) -> torch.Tensor:
+    """Additive mask ``[batch, 1, 1 or query, key]``: 0 where a token is seen, else the minimum."""
+    padding = options["attention_mask"]
+    dtype = options.get("dtype", torch.float32)
+    seen = padding[:, None, None, :].to(torch.bool)
+    function = options["mask_function"]
+    if function is not masking_utils.bidirectional_mask_function:
+        device = padding.device
+        query = torch.arange(options["q_length"], device=device) + options.get("q_offset", 0)
+        key = torch.arange(options["kv_length"], device=device) + options.get("kv_offset", 0)
+        zero = torch.zeros((), dtype=torch.long, device=device)
+        seen = seen & function(zero, zero, query[None, None, :, None], key[None, None, None, :])
+    zero_bias = torch.zeros((), dtype=dtype, device=padding.device)
+    return torch.where(seen, zero_bias, torch.finfo(dtype).min)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."

@@ -1,0 +1,137 @@
+"""Pooling and normalisation of sentence-transformers, added to a graph as ONNX nodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from obert_compiler.errors import ModelError
+from obert_compiler.graph.graph import Graph
+
+__all__ = ["add_sentence_embedding"]
+
+_SUPPORTED = "Transformer, Pooling (mean, cls, max), Normalize"
+
+
+def add_sentence_embedding(graph: Graph, folder: Path) -> None:
+    """Append the modules of ``folder/modules.json`` and the output ``sentence_embedding``.
+
+    Pooling by mean (over unmasked tokens), first token or maximum, one mode; Normalize to unit
+    length.
+
+    Raises:
+        ModelError: a module or pooling mode is not supported, or a file does not parse.
+    """
+    modules = _read_json(folder / "modules.json")
+    kinds = [(str(m.get("type", "")).rsplit(".", 1)[-1], str(m.get("path", ""))) for m in modules]
+    if not kinds or kinds[0][0] != "Transformer" or "Pooling" not in dict(kinds):
+        raise ModelError(f"file '{folder / 'modules.json'}': expected {_SUPPORTED}, found {kinds}")
+    model = graph.model
+    hidden = next(v for v in model.graph.outputs if v.name == "last_hidden_state")
+    build = _Nodes(model.graph)
+    embedding: ir.Value | None = None
+    for kind, path in kinds[1:]:
+        if kind == "Pooling":
+            embedding = _pool(build, model.graph, hidden, _read_json(folder / path / "config.json"))
+        elif kind == "Normalize" and embedding is not None:
+            embedding = _normalise(build, embedding)
+        else:
+            raise ModelError(
+                f"file '{folder / 'modules.json'}': module '{kind}' is not supported; supported "
+                f"are {_SUPPORTED}"
+            )
+    if embedding is None:
+        raise ModelError(f"file '{folder / 'modules.json'}': expected a Pooling module, found none")
+    embedding.name = "sentence_embedding"
+    size = hidden.shape[-1] if hidden.shape is not None else None
+    embedding.shape = ir.Shape(["batch", size])
+    model.graph.outputs.append(embedding)
+
+
+def _pool(build: _Nodes, graph: ir.Graph, hidden: ir.Value, config: dict[str, Any]) -> ir.Value:
+    mode = _pooling_mode(config)
+    if mode == "cls":
+        return build("Gather", hidden, build.constant("pool_first", np.array(0)), axis=1)
+    mask = next((v for v in graph.inputs if v.name == "attention_mask"), None)
+    if mask is None:
+        raise ModelError("pooling: expected an input 'attention_mask', found none")
+    last = build.constant("pool_last_axis", np.array([-1]))
+    sequence = build.constant("pool_sequence_axis", np.array([1]))
+    weights = build("Unsqueeze", build("Cast", mask, to=int(ir.DataType.FLOAT)), last)
+    if mode == "max":
+        seen = build("Cast", weights, to=int(ir.DataType.BOOL))
+        lowest = build.constant("pool_lowest", np.array(-1e9, np.float32))
+        return build("ReduceMax", build("Where", seen, hidden, lowest), sequence, keepdims=0)
+    total = build("ReduceSum", build("Mul", hidden, weights), sequence, keepdims=0)
+    count = build("ReduceSum", weights, sequence, keepdims=0)
+    if mode == "mean_sqrt_len":
+        count = build("Sqrt", count)
+    return build("Div", total, build("Max", count, build.constant("pool_tiny", np.float32(1e-9))))
+
+
+def _pooling_mode(config: dict[str, Any]) -> str:
+    named = config.get("pooling_mode")
+    if isinstance(named, str):
+        modes = [named]
+    else:
+        flags = {
+            "pooling_mode_cls_token": "cls",
+            "pooling_mode_mean_tokens": "mean",
+            "pooling_mode_max_tokens": "max",
+            "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+        }
+        on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+        modes = [flags.get(key, key) for key in on]
+    if len(modes) != 1 or modes[0] not in {"cls", "mean", "max", "mean_sqrt_len"}:
+        raise ModelError(f"pooling: expected one of mean, cls, max, found {modes or 'none'}")
+    return modes[0]
+
+
+def _normalise(build: _Nodes, embedding: ir.Value) -> ir.Value:
+    axis = build.constant("norm_axis", np.array([-1]))
+    length = build("ReduceL2", embedding, axis, keepdims=1)
+    return build(
+        "Div", embedding, build("Max", length, build.constant("norm_tiny", np.float32(1e-12)))
+    )
+
+
+class _Nodes:
+    """Appends nodes to a graph; values and nodes are called ``sentence_<op>_<n>``."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._count = 0
+
+    def __call__(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        self._count += 1
+        name = f"sentence_{op_type}_{self._count}"
+        output = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
+        node = ir.node(op_type, list(inputs), attributes, outputs=[output], name=name)
+        self._graph.append(node)
+        return output
+
+    def constant(self, name: str, array: Any) -> ir.Value:
+        name = f"sentence_{name}"
+        found = self._graph.initializers.get(name)
+        if found is not None:
+            return found
+        tensor = ir.tensor(np.asarray(array), name=name)
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        value.const_value = tensor
+        self._graph.register_initializer(value)
+        return value
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"file '{file}': expected to read it, found {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(
+            f"file '{file}': expected JSON, found text that is not ({error})"
+        ) from error

@@ -1,0 +1,184 @@
+"""Front end for ``torch.nn.Module``: torch.export to ONNX, every parameter under its own name."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from obert_compiler.errors import ModelError, UsageError
+from obert_compiler.frontends.canonical import OPSET, canonicalise
+from obert_compiler.graph.graph import Graph, Source
+
+__all__ = ["export", "lower_module", "parameter_bytes"]
+
+Dynamic = Mapping[str, Any] | tuple[Any, ...]
+
+
+def lower_module(
+    module: object,
+    *,
+    example_inputs: Mapping[str, Any] | tuple[Any, ...] | None,
+    dynamic_shapes: Dynamic | None = None,
+    task: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> Graph:
+    """Lower a module in memory.
+
+    Args:
+        module: a ``torch.nn.Module``; it is exported in evaluation mode and left as it was.
+        example_inputs: tensors by keyword, or in order; at least 2 along each dynamic dimension.
+        dynamic_shapes: as `torch.export.export` takes them; by default both dimensions of integer
+            matrices ``[batch, sequence]`` and the first dimension of every other tensor.
+        task: name of the task, kept in the source.
+        tokenizer: folder with tokenizer files for the artefact.
+
+    Raises:
+        UsageError: example inputs are missing.
+        ModelError: the module cannot be exported, or a parameter is not finite.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"model: expected a torch.nn.Module, found {type(module).__name__}")
+    if not example_inputs:
+        raise UsageError(
+            f"module '{type(module).__name__}': expected example inputs to export it with, found "
+            "none; pass example_inputs={'name': tensor}"
+        )
+    if isinstance(example_inputs, Mapping):
+        args, kwargs = (), dict(example_inputs)
+        shapes = dynamic_shapes or {name: _dynamic(value) for name, value in kwargs.items()}
+    else:
+        args, kwargs = tuple(example_inputs), {}
+        shapes = dynamic_shapes or tuple(_dynamic(value) for value in args)
+    model = export(module, args, kwargs, shapes)
+    _name_dimensions(model)
+    canonicalise(model, parameters=set(module.state_dict()))
+    source = Source(
+        "torch",
+        task=task,
+        folder=None if tokenizer is None else Path(tokenizer),
+        bytes_on_disk=parameter_bytes(module),
+    )
+    return Graph(model, source)
+
+
+def export(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Dynamic,
+) -> ir.Model:
+    """Export ``module`` to ONNX without optimising, so that initializers keep parameter names.
+
+    Raises:
+        ModelError: a parameter is not finite, or the exporter refuses the module.
+    """
+    for name, parameter in module.state_dict().items():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            raise ModelError(
+                f"parameter '{name}': expected finite values, found NaN or infinity; mend the "
+                "checkpoint"
+            )
+    training = module.training
+    module.eval()
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                dynamic_shapes=dynamic_shapes,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+            )
+    except (RuntimeError, ValueError, TypeError, torch.onnx.OnnxExporterError) as error:
+        raise ModelError(
+            f"module '{type(module).__name__}': torch.onnx.export refused it: {_reason(error)}"
+        ) from error
+    finally:
+        module.train(training)
+    if program is None:
+        raise ModelError(f"module '{type(module).__name__}': torch.onnx.export returned no model")
+    return program.model
+
+
+def parameter_bytes(module: torch.nn.Module) -> int:
+    """Size of all parameters as float32, shared ones once, in bytes."""
+    return sum(4 * parameter.numel() for parameter in module.parameters())
+
+
+def _dynamic(value: Any) -> dict[int, Any] | None:
+    if not isinstance(value, torch.Tensor) or value.ndim == 0:
+        return None
+    both = value.ndim == 2 and not value.is_floating_point()
+    return dict.fromkeys((0, 1) if both else (0,), torch.export.Dim.DYNAMIC)
+
+
+def _name_dimensions(model: ir.Model) -> None:
+    """Rename the exporter's symbols (``s72``) by where they stand in the inputs."""
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for axis, dim in enumerate(value.shape or ()):
+            if isinstance(dim, ir.SymbolicDim) and dim.value and dim.value not in names:
+                matrix = value.shape is not None and value.shape.rank() == 2
+                wanted = {0: "batch", 1: "sequence"} if matrix else {0: "batch"}
+                name = wanted.get(axis, f"{value.name}_{axis}")
+                names[dim.value] = name if name not in names.values() else f"{value.name}_{axis}"
+    rename_dimensions(model, names)
+
+
+def rename_dimensions(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Rename symbolic dimensions in every shape of ``model``, within expressions too."""
+    if not names:
+        return
+    symbol = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+
+    def rename(value: ir.Value) -> None:
+        if value.shape is None:
+            return
+        value.shape = ir.Shape(
+            symbol.sub(lambda m: names[m[0]], dim.value)
+            if isinstance(dim, ir.SymbolicDim) and dim.value
+            else dim
+            for dim in value.shape
+        )
+
+    for value in model.graph.inputs:
+        rename(value)
+    for node in model.graph:
+        for value in node.outputs:
+            rename(value)
+
+
+def _reason(error: BaseException) -> str:
+    """The first telling line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the exporter says about itself; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -81,7 +81,8 @@ def pack_symmetric(blocks: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Upper triangles of ``[k, B, B]``, row by row, as ``[k, B (B + 1) / 2]``."""
     size = blocks.shape[-1]
     rows, columns = np.triu_indices(size)
-    return np.take(blocks.reshape(-1, size * size), rows * size + columns, axis=1)
+    flat = blocks.reshape(-1, size * size)
+    return np.asarray(np.take(flat, rows * size + columns, axis=1))
 
 
 def unpack_symmetric(packed: npt.NDArray[np.float32], block: int) -> npt.NDArray[np.float32]:
@@ -89,4 +90,5 @@ def unpack_symmetric(packed: npt.NDArray[np.float32], block: int) -> npt.NDArray
     rows, columns = np.triu_indices(block)
     position = np.empty((block, block), np.intp)
     position[rows, columns] = position[columns, rows] = np.arange(packed_size(block))
-    return np.take(packed, position.reshape(-1), axis=1).reshape(-1, block, block)
+    full = np.take(packed, position.reshape(-1), axis=1)
+    return np.asarray(full.reshape(-1, block, block))

@@ -97,9 +97,10 @@ def group_saliency(
         within = inverse[:, groups[:, :, None], groups[:, None, :]]
         values = np.where(kept, w[part], 0.0).astype(np.float64).reshape(-1, size // group, group)
         if group == 1:
-            return 0.5 * values[..., 0] ** 2 / within[..., 0, 0]
+            return np.asarray(0.5 * values[..., 0] ** 2 / within[..., 0, 0])
         solution = np.linalg.solve(within, values[..., None])[..., 0]
-        return 0.5 * np.einsum("kgi,kgi->kg", values, solution)
+        rho: Float64Array = 0.5 * np.einsum("kgi,kgi->kg", values, solution)
+        return rho
 
     return np.maximum(_over_chunks(solve, F.shape[0], size), 0.0)
 

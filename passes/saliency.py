@@ -19,10 +19,10 @@ def magnitude_saliency(W: npt.NDArray[np.float32], group: int) -> npt.NDArray[np
         ``[out, in / group]``.
     """
     grouped = W.reshape(W.shape[0], -1, group)
-    return np.einsum("ogi,ogi->og", grouped, grouped)
+    norms: npt.NDArray[np.float32] = np.einsum("ogi,ogi->og", grouped, grouped)
+    return norms
 
 
 def group_is_pruned(W: npt.NDArray[np.float32], group: int) -> npt.NDArray[np.bool_]:
     """``[out, in / group]``, True where every weight of the group is zero already."""
-    pruned: npt.NDArray[np.bool_] = ~W.reshape(W.shape[0], -1, group).any(axis=2)
-    return pruned
+    return np.asarray(np.all(W.reshape(W.shape[0], -1, group) == 0, axis=2))

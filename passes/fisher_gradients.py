@@ -1,0 +1,159 @@
+"""Per-example gradients of Linear sites out of one batched forward and backward pass.
+
+For ``y = x W^T`` over the positions ``t`` of example ``i`` the gradient of the example's loss is
+``G_i = sum_t d_it x_it^T`` with ``d`` the gradient of the loss at ``y`` (Goodfellow 2015, arXiv
+1510.01799). Losses are summed over the batch, so ``d_i`` depends on example ``i`` alone. A weight
+that is used several times sums over its uses. The weights themselves are frozen: autograd computes
+no weight gradient, and none is computed below a recorded site that comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from obert_compiler.errors import NumericsError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from obert_compiler.passes.fisher_blocks import BlockLayout
+
+    Uses = list[tuple[torch.Tensor, torch.Tensor]]
+
+__all__ = ["GradientRecorder", "accumulate_blocks"]
+
+_TILE_VALUES = 1 << 22
+"""Gradients made at a time: 16 MiB in float32, about what the caches of a core hold."""
+
+
+class GradientRecorder:
+    """Records inputs and output gradients of Linear modules while a batch passes.
+
+    Args:
+        modules: the modules to record, by site name.
+
+    Attributes:
+        recorded: by site name, for each batch, its uses ``(x [b, t, in], d [b, t, out])``.
+        ignored: sites with a use whose leading axis is not the batch, and the shape it had; the
+            gradient of such a use cannot be told apart by example and does not count.
+    """
+
+    def __init__(self, modules: Mapping[str, torch.nn.Linear]) -> None:
+        self.recorded: dict[str, list[Uses]] = {name: [] for name in modules}
+        self.ignored: dict[str, tuple[int, ...]] = {}
+        self._rows: npt.NDArray[np.int64] | None = None
+        self._handles = [m.register_forward_hook(self._hook(n)) for n, m in modules.items()]
+
+    def start(self, rows: npt.NDArray[np.int64]) -> None:
+        """Tell which examples of the data the next batch holds."""
+        self._rows = rows
+        for batches in self.recorded.values():
+            batches.append([])
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is recorded; an input that several sites share counts once."""
+        sizes = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for batches in self.recorded.values()
+            for uses in batches
+            for pair in uses
+            for tensor in pair
+        }
+        return sum(sizes.values())
+
+    def clear(self) -> None:
+        """Forget what is recorded."""
+        for batches in self.recorded.values():
+            batches.clear()
+
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+        def forward(
+            _module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+        ) -> torch.Tensor:
+            rows = self._rows
+            if rows is None:
+                return output
+            x = inputs[0].detach()
+            if not _separable(x, len(rows)):
+                self.ignored[name] = tuple(x.shape)
+                return output
+            if not output.requires_grad:
+                output.requires_grad_()
+            shape = (len(rows), -1)
+
+            def backward(gradient: torch.Tensor) -> None:
+                d = gradient.detach()
+                pair = x.reshape(*shape, x.shape[-1]), d.reshape(*shape, d.shape[-1])
+                for value, what in zip(pair, ("input", "gradient"), strict=True):
+                    _check_finite(value, what, name, rows)
+                self.recorded[name][-1].append(pair)
+
+            output.register_hook(backward)  # type: ignore[no-untyped-call]
+            return output
+
+        return forward
+
+
+def _separable(x: torch.Tensor, batch: int) -> bool:
+    if x.ndim == 2:
+        return x.shape[0] % batch == 0
+    return x.ndim > 2 and x.shape[0] == batch
+
+
+def _check_finite(values: torch.Tensor, what: str, name: str, rows: npt.NDArray[np.int64]) -> None:
+    finite = values.isfinite()
+    if not finite.all():
+        first = int((~finite.flatten(1).all(dim=1)).nonzero()[0])
+        raise NumericsError(
+            f"site '{name}': expected a finite {what}, found NaN or infinity for example "
+            f"{int(rows[first])} of the data; look at the example and the weights before the site"
+        )
+
+
+def accumulate_blocks(F: torch.Tensor, layout: BlockLayout, batches: Iterable[Uses]) -> None:
+    """Add ``sum_i g_i g_i^T`` of each block to ``F``.
+
+    The gradients are made for a few rows of W and all examples at a time, stay in the cache, and
+    are multiplied away by one batched GEMM: ``F [blocks, B, B] += G^T G``, ``G [blocks, m, B]``.
+
+    Args:
+        F: float32 ``[layout.count, B, B]``.
+        layout: how the matrix is cut.
+        batches: for each batch its uses of the weight, ``(x [b, t, in], d [b, t, out])``; none
+            where the loss does not depend on the weight.
+    """
+    import torch
+
+    filling = layout.per_row * layout.block - layout.columns
+    parts = []
+    for uses in batches:
+        if not uses:
+            continue
+        xs, ds = zip(*uses, strict=True)
+        x = xs[0] if len(xs) == 1 else torch.cat(xs, dim=1)
+        d = ds[0] if len(ds) == 1 else torch.cat(ds, dim=1)
+        parts.append((torch.nn.functional.pad(x, (0, filling)) if filling else x, d))
+    if not parts:
+        return
+    examples = sum(x.shape[0] for x, _ in parts)
+    width = layout.per_row * layout.block
+    step = max(1, _TILE_VALUES // (examples * width))
+    for row in range(0, layout.rows, step):
+        rows = min(step, layout.rows - row)
+        G = F.new_empty((examples, rows, width))
+        start = 0
+        for x, d in parts:
+            stop = start + x.shape[0]
+            torch.bmm(d[:, :, row : row + rows].transpose(1, 2), x, out=G[start:stop])
+            start = stop
+        G = G.view(examples, rows * layout.per_row, layout.block).transpose(0, 1)
+        first = row * layout.per_row
+        F[first : first + G.shape[0]].baddbmm_(G.transpose(1, 2), G)

@@ -1,1 +1,18 @@
 """Running, measuring and evaluating emitted models; needs neither torch nor transformers."""
+
+from __future__ import annotations
+
+from obert_compiler.runtime.bench import BenchResult, bench
+from obert_compiler.runtime.cpu import cpu_name, default_threads
+from obert_compiler.runtime.evaluate import Evaluation, evaluate
+from obert_compiler.runtime.session import session
+
+__all__ = [
+    "BenchResult",
+    "Evaluation",
+    "bench",
+    "cpu_name",
+    "default_threads",
+    "evaluate",
+    "session",
+]

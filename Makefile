@@ -47,7 +47,7 @@ docs: $(STAMP)  ## write docs/cli.md from the code
 	$(BIN)/python docs/generate_cli.py
 
 wheel-test: $(STAMP)  ## build the wheel, install it into an empty venv without torch, use it there
-	$(BIN)/python -m pytest -q tests/packaging/wheel.py
+	$(BIN)/python -m pytest -q tests/packaging/test_wheel.py
 
 # mypy does not follow the import hook of the editable install: it reads a tree of links.
 .PHONY: .typing

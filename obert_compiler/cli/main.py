@@ -20,6 +20,10 @@ from obert_compiler.errors import ObertError
 
 __all__ = ["main"]
 
+_OF_THE_COMPILE_EXTRA = frozenset(
+    {"datasets", "onnxscript", "safetensors", "seqeval", "tokenizers", "torch", "transformers"}
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``obertc`` with ``argv``, by default the process's own; returns the exit code."""
@@ -43,15 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 141
         except MemoryError:
             return _fail("out of memory; use a smaller model, --samples or --seq-len", 1, debug)
+        except ModuleNotFoundError as error:
+            return _fail(_missing_module(error), 1, debug)
         except OSError as error:
             name = f"'{error.filename}': " if error.filename else ""
             return _fail(f"{name}{error.strerror or error}", 1, debug)
         except Exception as error:  # noqa: BLE001 - the last line of defence
-            kind = type(error).__name__
-            text = " ".join(str(error).split())[:200]
-            return _fail(
-                f"internal error, {kind}: {text}; run again with --debug and report it", 1, debug
-            )
+            return _fail(_internal(error), 1, debug)
 
 
 def _run(arguments: list[str], stdout: TextIO) -> int:
@@ -63,6 +65,22 @@ def _run(arguments: list[str], stdout: TextIO) -> int:
         code: int = options.run(options, console)
     console.flush()
     return code
+
+
+def _missing_module(error: ModuleNotFoundError) -> str:
+    name = (error.name or "").partition(".")[0]
+    if name not in _OF_THE_COMPILE_EXTRA:
+        return _internal(error)
+    return (
+        f"package '{name}': expected it for this command, found it not installed; run "
+        "pip install 'obert-compiler[compile]'"
+    )
+
+
+def _internal(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    kind = type(error).__name__
+    return f"internal error, {kind}: {text}; run again with --debug and report it"
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -94,13 +94,16 @@ def _text(value: object) -> str:
 
 
 def _documented(kind: type) -> dict[str, str]:
-    """Texts of an ``Attributes:``, ``Args:`` or ``Options:`` section, by name."""
-    text = inspect.getdoc(kind) or ""
-    section = re.search(r"^(?:Attributes|Args|Options):\n((?:(?: +.*)?\n?)*)", text, re.MULTILINE)
+    """Texts of the ``Attributes:`` section of a docstring, by name."""
+    lines = (inspect.getdoc(kind) or "").splitlines()
     docs: dict[str, str] = {}
     name = ""
-    for line in section.group(1).splitlines() if section else ():
-        start = re.match(r" {4}(\w+)(?: \([^)]*\))?: (.*)", line)
+    if "Attributes:" not in lines:
+        return docs
+    for line in lines[lines.index("Attributes:") + 1 :]:
+        if line and not line.startswith(" "):
+            break
+        start = re.match(r" {4}(\w+): (.*)", line)
         if start:
             name = start.group(1)
             docs[name] = start.group(2).strip()

@@ -108,7 +108,8 @@ def export(
         module.train(training)
     if program is None:
         raise ModelError(f"module '{type(module).__name__}': torch.onnx.export returned no model")
-    return program.model
+    # The exporter's values overload comparison as ONNX ops; a clone's values are plain ones.
+    return program.model.clone()
 
 
 def parameter_bytes(module: torch.nn.Module) -> int:

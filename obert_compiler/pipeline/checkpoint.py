@@ -50,6 +50,16 @@ class Checkpoints:
     def _state_file(self) -> Path:
         return self.folder / "state.json"
 
+    @property
+    def lowered_model(self) -> Path:
+        """The ONNX file of the graph as it was lowered."""
+        return self.folder / "graph-0" / "model.onnx"
+
+    @property
+    def latest_model(self) -> Path:
+        """The ONNX file of the graph after the last finished step."""
+        return self.folder / f"graph-{len(self.records)}" / "model.onnx"
+
     def clear(self) -> None:
         """Forget whatever an earlier run left."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -19,7 +19,10 @@ def test_a_recipe_reads_back_as_written(tmp_path: Path) -> None:
 def test_passes_may_be_mappings(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "passes:\n- prune: {sparsity: 0.5, repair: false}\n- drop-layers: {layers: [0, 2]}\n- pack:\n"
+        "passes:\n"
+        "- prune: {sparsity: 0.5, repair: false}\n"
+        "- drop-layers: {layers: [0, 2]}\n"
+        "- pack:\n"
     )
     assert read_recipe(path).passes == (
         "prune:sparsity=0.5:repair=false",

@@ -80,5 +80,5 @@ def test_errors_say_what_was_expected_and_found(text: str, message: str) -> None
 
 
 def test_an_unknown_pass_names_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="pass 'prone' is unknown: expected one of .*prune"):
+    with pytest.raises(UsageError, match=r"pass 'prone' is unknown: expected one of .*prune"):
         passes_from_text("prone")

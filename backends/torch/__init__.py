@@ -1,1 +1,5 @@
-"""The torch back end: a graph as a trainable module."""
+"""The torch back end: a graph as an nn.Module, a Hugging Face folder or a torch.export archive."""
+
+from obert_compiler.backends.torch.module import OnnxModule, from_module, to_module
+
+__all__ = ["OnnxModule", "from_module", "to_module"]

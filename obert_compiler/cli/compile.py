@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         out,
         resume=options.resume,
         overwrite=options.overwrite,
-        bench=not options.no_bench,
+        latency=not options.no_bench,
         threads=options.threads,
         progress=console,
     )

@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from obert_compiler.cli.console import Console
+from obert_compiler.cli.models import emitted_file
 from obert_compiler.errors import ObertError
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from obert_compiler.report.sites import part_bytes, site_rows
     from obert_compiler.report.summary import format_bytes
 
-    graph = lower(model_path(options.model), task=options.task)
+    file = emitted_file(options.model)
+    graph = lower(options.model if file is None else file, task=options.task)
     sites = find_linear_sites(graph)
     rows = site_rows(graph, sites)
     layers = find_encoder_layers(graph)
@@ -87,12 +88,6 @@ def run(options: argparse.Namespace, console: Console) -> int:
     for preview in previews:
         console.line(f"    {preview['pass']}: {preview['would']}")
     return 0
-
-
-def model_path(text: str) -> str:
-    """The file behind an artefact folder, ``text`` itself for any other model."""
-    file = Path(text) / "model.onnx"
-    return str(file) if file.is_file() else text
 
 
 def _previews(graph: Graph) -> Iterator[dict[str, Any]]:

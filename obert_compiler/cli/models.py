@@ -1,0 +1,94 @@
+"""MODEL_OR_OUT of a command: an emitted file is opened as it is, anything else is lowered."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from obert_compiler.errors import ModelError
+
+if TYPE_CHECKING:
+    from obert_compiler.graph.graph import Graph, Source
+
+__all__ = ["Model", "emitted_file", "open_model"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model named on the command line.
+
+    Attributes:
+        source: where it came from, with task and configuration.
+        file: the emitted file; None for a model that was lowered.
+        graph: the lowered graph; None for an emitted file.
+    """
+
+    source: Source
+    file: Path | None
+    graph: Graph | None
+
+    def saved(self, stack: ExitStack) -> Path:
+        """A file of the model, written to a temporary folder for one that was lowered."""
+        if self.file is not None:
+            return self.file
+        import tempfile
+
+        import onnx_ir as ir
+
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="obertc-")))
+        assert self.graph is not None  # noqa: S101 - one of the two is set
+        ir.save(self.graph.model, folder / "model.onnx", external_data="model.onnx_data")
+        return folder / "model.onnx"
+
+
+def emitted_file(text: str) -> Path | None:
+    """The .onnx file that ``text`` names: itself, or model.onnx in the folder."""
+    path = Path(text)
+    if path.suffix == ".onnx":
+        return path
+    file = path / "model.onnx"
+    return file if file.is_file() else None
+
+
+def open_model(text: str, *, task: str | None = None, tokenizer: str | None = None) -> Model:
+    """Open an emitted file, or lower a folder or hub id.
+
+    Raises:
+        UsageError, ModelError: there is no such model, or it cannot be lowered.
+    """
+    file = emitted_file(text)
+    if file is not None:
+        return Model(_source_of(file, task), file, None)
+    from obert_compiler.frontends import lower
+
+    graph = lower(text, task=task, tokenizer=tokenizer)
+    return Model(graph.source, None, graph)
+
+
+def _source_of(file: Path, task: str | None) -> Source:
+    """Source of an emitted file, from what lies beside it."""
+    from obert_compiler.graph.graph import Source
+
+    folder = file.parent
+    report = _read_json(folder / "report.json")
+    has_tokenizer = any(folder.glob("tokenizer*"))
+    return Source(
+        kind="onnx",
+        location=str(file),
+        task=task or report.get("model", {}).get("task"),
+        config=_read_json(folder / "config.json"),
+        folder=folder if has_tokenizer else None,
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"file '{file}': expected JSON, found {error}; compile again") from error
+    return found if isinstance(found, dict) else {}

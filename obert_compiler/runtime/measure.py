@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from obert_compiler.errors import ModelError
 from obert_compiler.runtime.cpu import default_threads
 from obert_compiler.runtime.session import first_line, model_file
 
-__all__ = ["LoadCost", "load_cost", "model_bytes"]
+__all__ = ["LoadCost", "load_cost", "model_bytes", "peak_resident_bytes"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class LoadCost:
     Attributes:
         seconds: the shortest of the repeats.
         resident_bytes: growth of the resident set over the process before loading, the smallest.
-        peak_bytes: growth of its peak, the smallest.
+        peak_bytes: its peak over the resident set before loading, the smallest.
     """
 
     seconds: float
@@ -66,14 +67,29 @@ def load_cost(model: str | Path, threads: int | None = None, repeats: int = 3) -
     return LoadCost(seconds, int(resident), int(peak))
 
 
+def peak_resident_bytes() -> int:
+    """Largest resident set of this process so far.
+
+    Linux's own counter is read first: getrusage also counts the parent before the exec.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 _PROBE = """
-import json, resource, sys, time
+import json, sys, time
 import onnxruntime, psutil
+from obert_compiler.runtime.measure import peak_resident_bytes
 from obert_compiler.runtime.session import session
 process = psutil.Process()
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before, peak_before, start = process.memory_info().rss, peak(), time.perf_counter()
+before, start = process.memory_info().rss, time.perf_counter()
 kept = session(sys.argv[1], int(sys.argv[2]))
 seconds = time.perf_counter() - start
-print(json.dumps([seconds, process.memory_info().rss - before, peak() - peak_before]))
+print(json.dumps([seconds, process.memory_info().rss - before, peak_resident_bytes() - before]))
 """

@@ -41,6 +41,18 @@ class PassManager:
         self.passes = passes_from_text(passes) if isinstance(passes, str) else list(passes)
         self.records: list[dict[str, Any]] = []
 
+    def steps(self, graph: Graph, checkpoints: Checkpoints | None = None) -> list[Step]:
+        """Every pass in order, prerequisites included; a resumed run keeps its first plan.
+
+        Raises:
+            UsageError: the order of passes is wrong.
+            GraphError: the graph cannot take a pass.
+        """
+        if checkpoints is not None and checkpoints.records:
+            first = checkpoints.records[0]["plan"]
+            return [Step(passes_from_text(text)[0], wanted_by) for text, wanted_by in first]
+        return plan(self.passes, graph)
+
     def run(
         self,
         graph: Graph,
@@ -70,7 +82,7 @@ class PassManager:
         """
         progress = progress or SilentProgress()
         finished = [] if checkpoints is None else list(checkpoints.records)
-        steps = plan(self.passes, graph) if not finished else _replan(finished)
+        steps = self.steps(graph, checkpoints)
         _check_data(steps, data)
         context = Context(task=task, data=data, seed=seed, work=work, progress=progress)
         self.records = finished
@@ -101,18 +113,13 @@ class PassManager:
                 "inserted": step.wanted_by is not None,
                 "wanted_by": step.wanted_by,
                 "plan": [[str(s.run), s.wanted_by] for s in steps],
-                "seconds": round(meter.seconds, 3),
-                "peak_memory_bytes": meter.peak_memory_bytes,
+                **meter.figures(),
                 "changed": result.changed,
                 "report": result.report,
                 "skips": [dataclasses.asdict(skip) for skip in result.skips],
             }
         )
         return result.graph
-
-
-def _replan(finished: list[dict[str, Any]]) -> list[Step]:
-    return [Step(passes_from_text(text)[0], by) for text, by in finished[0]["plan"]]
 
 
 def _check_data(steps: list[Step], data: Batches | None) -> None:

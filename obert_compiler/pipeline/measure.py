@@ -48,6 +48,10 @@ class Meter:
         self._thread.join()
         self._read()
 
+    def figures(self) -> dict[str, float]:
+        """Both figures, ready for a report."""
+        return {"seconds": round(self.seconds, 3), "peak_memory_bytes": self.peak_memory_bytes}
+
     def _sample(self) -> None:
         while not self._stop.wait(_SAMPLE_SECONDS):
             self._read()

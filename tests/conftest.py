@@ -17,10 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import onnx_ir as ir
 import pytest
 
 from obert_compiler.graph import Graph, Source
+
+# A busy machine is slow, not wrong: no example may fail for the time it took.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 ARCHITECTURES = (
     "bert",

@@ -79,7 +79,9 @@ def _to(call: Call, dtype: torch.dtype) -> Operand:
 
 @operator("Reshape")
 def _reshape(call: Call) -> Operand:
-    shape = call.host(1)
+    operand, shape = call.operand(0), call.host(1)
+    if isinstance(operand, Host) and isinstance(shape, tuple) and len(shape) < 2:
+        return Host(call.emit(as_tuple if shape else only, operand.value), operand.dtype)
     if isinstance(shape, fx.Node) or (0 in _tuple(shape) and not call.flag("allowzero")):
         return call.emit(reshape, call.tensor(0), shape, call.flag("allowzero"))
     return call.emit(torch.reshape, call.tensor(0), shape)

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+
+from obert_compiler.errors import NumericsError, UsageError
+from obert_compiler.graph.graph import Graph, Stage
 from obert_compiler.passes.fisher_blocks import BlockLayout
 from obert_compiler.passes.fisher_estimation import Estimation, group_sites
 from obert_compiler.passes.fisher_objective import Objective
 from obert_compiler.passes.fisher_statistics import FisherStatistics
 from obert_compiler.passes.site_selection import select_sites
-
-from obert_compiler.errors import NumericsError, UsageError
-from obert_compiler.graph.graph import Graph, Stage
 from obert_compiler.pipeline.contract import Context, Pass, PassResult
 
 if TYPE_CHECKING:

@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from obert_compiler.errors import GraphError, NumericsError, UsageError
 from obert_compiler.passes.fisher_blocks import BlockLayout
 from obert_compiler.passes.fisher_gradients import GradientRecorder, accumulate_blocks
 from obert_compiler.passes.fisher_statistics import FisherStatistics
-
-from obert_compiler.errors import GraphError, NumericsError, UsageError
 from obert_compiler.pipeline.contract import Progress, Skip
 
 if TYPE_CHECKING:
     import torch
-    from obert_compiler.passes.fisher_objective import Objective
 
     from obert_compiler.data.batches import Batch, Batches
+    from obert_compiler.passes.fisher_objective import Objective
 
 __all__ = ["Estimation", "group_sites"]
 

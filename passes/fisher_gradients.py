@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
+
     from obert_compiler.passes.fisher_blocks import BlockLayout
 
     Uses = list[tuple[torch.Tensor, torch.Tensor]]

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from obert_compiler.errors import ArtefactError, GraphError
 from obert_compiler.passes.fisher_blocks import (
     BlockLayout,
     pack_symmetric,
     packed_size,
     unpack_symmetric,
 )
-
-from obert_compiler.errors import ArtefactError, GraphError
 
 __all__ = ["FisherStatistics"]
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import fx
+
 from obert_compiler.backends.torch.dtypes import tensor_from_array
 from obert_compiler.backends.torch.operators import OPERATORS, Call, Host, Operand
 from obert_compiler.backends.torch.operators.products import add_bias
 from obert_compiler.backends.torch.operators.quantisation import fake_quantise_row
 from obert_compiler.backends.torch.operators.table import tensor_from_host
 from obert_compiler.backends.torch.parameters import ModuleTree, trainable_initializers
-from torch import fx
-
 from obert_compiler.errors import GraphError
 from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.linear import LinearSite, find_linear_sites

@@ -7,10 +7,10 @@ from typing import cast
 import numpy as np
 import onnx_ir as ir
 import torch
-from obert_compiler.backends.torch.builder import Builder
-from obert_compiler.backends.torch.parameters import Stored
 from torch import fx, nn
 
+from obert_compiler.backends.torch.builder import Builder
+from obert_compiler.backends.torch.parameters import Stored
 from obert_compiler.errors import GraphError
 from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.linear import find_linear_sites

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
-from obert_compiler.backends.torch.dtypes import tensor_from_array
 from torch import fx, nn
 
+from obert_compiler.backends.torch.dtypes import tensor_from_array
 from obert_compiler.errors import GraphError
 from obert_compiler.graph.constants import constant_nodes
 from obert_compiler.graph.graph import Graph

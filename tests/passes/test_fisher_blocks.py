@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
+
+from obert_compiler.errors import UsageError
 from obert_compiler.passes.fisher_blocks import (
     BlockLayout,
     pack_symmetric,
     packed_size,
     unpack_symmetric,
 )
-
-from obert_compiler.errors import UsageError
 
 
 @pytest.mark.parametrize(

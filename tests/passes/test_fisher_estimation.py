@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from obert_compiler.passes import fisher_estimation, fisher_gradients
-from obert_compiler.passes.fisher_blocks import BlockLayout
-from obert_compiler.passes.fisher_estimation import Estimation, group_sites
-from obert_compiler.passes.fisher_statistics import FisherStatistics
 from torch import nn
 
 from obert_compiler.data.batches import Batches
 from obert_compiler.errors import GraphError, NumericsError, UsageError
+from obert_compiler.passes import fisher_estimation, fisher_gradients
+from obert_compiler.passes.fisher_blocks import BlockLayout
+from obert_compiler.passes.fisher_estimation import Estimation, group_sites
+from obert_compiler.passes.fisher_statistics import FisherStatistics
 from obert_compiler.pipeline.contract import SilentProgress
 
 

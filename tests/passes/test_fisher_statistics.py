@@ -2,11 +2,11 @@ import json
 
 import numpy as np
 import pytest
+
+from obert_compiler.errors import ArtefactError, GraphError
 from obert_compiler.passes import fisher_statistics
 from obert_compiler.passes.fisher_blocks import BlockLayout
 from obert_compiler.passes.fisher_statistics import FisherStatistics
-
-from obert_compiler.errors import ArtefactError, GraphError
 
 
 def symmetric(layout, seed=0):

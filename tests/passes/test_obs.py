@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from obert_compiler.passes import obs
 
 from obert_compiler.errors import NumericsError
+from obert_compiler.passes import obs
 
 
 def random_blocks(count, size, gradients=24, seed=0):

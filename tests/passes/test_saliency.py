@@ -1,4 +1,5 @@
 import numpy as np
+
 from obert_compiler.passes.saliency import group_is_pruned, magnitude_saliency
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from obert_compiler.passes.sparsity_allocation import (
     choose_lowest,
     choose_n_of_m,

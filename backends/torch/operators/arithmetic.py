@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn import functional
+
 from obert_compiler.backends.torch.operators.shapes import elementwise
 from obert_compiler.backends.torch.operators.table import (
     OPERATORS,
@@ -17,7 +19,6 @@ from obert_compiler.backends.torch.operators.table import (
     Row,
     operator,
 )
-from torch.nn import functional
 
 _UNARY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Acos": torch.acos,

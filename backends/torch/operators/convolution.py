@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from obert_compiler.backends.torch.operators.table import Call, Operand, operator
 from torch.nn import functional
+
+from obert_compiler.backends.torch.operators.table import Call, Operand, operator
 
 _CONV: dict[int, Callable[..., torch.Tensor]] = {
     1: functional.conv1d,

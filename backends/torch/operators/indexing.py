@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from obert_compiler.backends.torch.operators.table import Call, Host, Operand, operator
 from torch.nn import functional
+
+from obert_compiler.backends.torch.operators.table import Call, Host, Operand, operator
 
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from obert_compiler.backends.torch.operators.table import Call, Operand, operator
 from torch.nn import functional
+
+from obert_compiler.backends.torch.operators.table import Call, Operand, operator
 
 
 @operator("LayerNormalization")

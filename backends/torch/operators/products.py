@@ -6,6 +6,7 @@ import operator as python
 from typing import Any
 
 import torch
+
 from obert_compiler.backends.torch.operators.table import Call, Operand, operator
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import onnx_ir as ir
 import torch
+
 from obert_compiler.backends.torch.dtypes import integer_range, torch_dtype
 from obert_compiler.backends.torch.operators.table import Call, Operand, operator
 

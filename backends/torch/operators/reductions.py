@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from obert_compiler.backends.torch.operators.table import Call, Host, Operand, operator
 from torch import fx
+
+from obert_compiler.backends.torch.operators.table import Call, Host, Operand, operator
 
 Axes = tuple[int, ...] | None
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
+
 from obert_compiler.backends.torch.dtypes import tensor_from_array, torch_dtype
 from obert_compiler.backends.torch.operators.table import Call, Host, Operand, operator
-from torch import fx
 
 __all__ = ["elementwise"]
 

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import onnx_ir as ir
 import torch
-from obert_compiler.backends.torch.dtypes import torch_dtype
 from torch import fx
 
+from obert_compiler.backends.torch.dtypes import torch_dtype
 from obert_compiler.errors import GraphError
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import re
 import types
 import typing
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any, Literal, get_args, get_origin
 
 from obert_compiler.cli.console import Console
@@ -36,16 +37,25 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered pass or back end."""
+    """A registered pass or back end.
+
+    Attributes:
+        name: how it is called.
+        summary: one line.
+        distribution: the installed package that it comes with.
+        options: in the order of its fields.
+    """
 
     name: str
     summary: str
+    distribution: str
     options: tuple[Option, ...]
 
 
 def entries(group: str) -> list[Entry]:
     """Every registered entry of ``group`` (imports each of them)."""
-    return [_entry(name, load(group, name)) for name in names(group)]
+    owners = {e.name: "" if e.dist is None else e.dist.name for e in entry_points(group=group)}
+    return [_entry(name, owners[name], load(group, name)) for name in names(group)]
 
 
 def print_entries(found: list[Entry], console: Console) -> None:
@@ -60,7 +70,7 @@ def print_entries(found: list[Entry], console: Console) -> None:
         console.line()
 
 
-def _entry(name: str, kind: type[Spec]) -> Entry:
+def _entry(name: str, distribution: str, kind: type[Spec]) -> Entry:
     hints = typing.get_type_hints(kind)
     docs = _documented(kind)
     options = []
@@ -69,7 +79,7 @@ def _entry(name: str, kind: type[Spec]) -> Entry:
         doc = docs.get(field.name, "")
         options.append(Option(field.name, option_type(hints[field.name]), default, doc))
     summary: str = kind.summary  # type: ignore[attr-defined] # passes and back ends have one
-    return Entry(name, summary, tuple(options))
+    return Entry(name, summary, distribution, tuple(options))
 
 
 def option_type(kind: Any) -> str:

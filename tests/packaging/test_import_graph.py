@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Which folders a folder may import, besides itself and the version."""
 
-TOP = {"compile", "emit", "cli", "__main__", "__init__"}
+TOP = {"compile", "emission", "cli", "__main__", "__init__"}
 """The top of the house: it may import everything below."""
 
 

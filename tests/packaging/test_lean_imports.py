@@ -17,7 +17,7 @@ HEAVY = ("torch", "transformers", "datasets", "tokenizers", "openvino", "pandas"
         "obert_compiler.cli",
         "obert_compiler.compile",
         "obert_compiler.data",
-        "obert_compiler.emit",
+        "obert_compiler.emission",
         "obert_compiler.errors",
         "obert_compiler.frontends",
         "obert_compiler.graph",

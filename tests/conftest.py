@@ -96,11 +96,12 @@ _CONFIG: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def tiny_cache(request: pytest.FixtureRequest) -> Path:
     """The folder that keeps tiny models from run to run."""
-    cache = request.config.cache
+    cache = getattr(request.config, "cache", None)
     if cache is None:
         tmp: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
         return tmp.mktemp("tiny")
-    return cache.mkdir("tiny_models")
+    folder: Path = cache.mkdir("tiny_models")
+    return folder
 
 
 @pytest.fixture(scope="session")

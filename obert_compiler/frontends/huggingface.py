@@ -14,8 +14,10 @@ import transformers
 
 from obert_compiler.errors import ModelError, UsageError
 from obert_compiler.frontends.canonical import canonicalise
+from obert_compiler.frontends.configuration import TASK_OUTPUTS, read_config, task_of
+from obert_compiler.frontends.dimensions import name_dimensions
 from obert_compiler.frontends.sentence_embedding import add_sentence_embedding
-from obert_compiler.frontends.torch_module import export, parameter_bytes, rename_dimensions
+from obert_compiler.frontends.torch_module import export, parameter_bytes
 from obert_compiler.graph.graph import Graph, Source
 
 __all__ = ["lower_huggingface"]
@@ -27,22 +29,7 @@ _AUTO_MODELS = {
     "fill-mask": "AutoModelForMaskedLM",
     "feature-extraction": "AutoModel",
 }
-_OUTPUTS = {
-    "text-classification": ("logits",),
-    "token-classification": ("logits",),
-    "question-answering": ("start_logits", "end_logits"),
-    "fill-mask": ("logits",),
-    "feature-extraction": ("last_hidden_state",),
-}
-_TASK_BY_ENDING = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "fill-mask",
-    "Model": "feature-extraction",
-}
 _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*/config.json"]
-_SYMBOLS = ("batch", "sequence")
 
 
 def lower_huggingface(
@@ -59,7 +46,12 @@ def lower_huggingface(
         ModelError: weights are missing, broken or not finite, or the export fails.
     """
     folder = _local_folder(model)
-    config = _read_config(folder, model)
+    config = read_config(folder)
+    if config is None:
+        raise UsageError(
+            f"model '{model}': expected a Hugging Face folder with config.json or a folder with "
+            "model.onnx, found neither"
+        )
     task = task or task_of(config, folder)
     if task is None:
         raise UsageError(
@@ -69,15 +61,16 @@ def lower_huggingface(
     if task not in _AUTO_MODELS:
         raise UsageError(f"task '{task}': expected one of {', '.join(_AUTO_MODELS)}")
     module, missing = _load(folder, model, task)
-    inputs = _example_inputs(module.config, folder, tokenizer)
-    graph_model = _export(module, inputs, _OUTPUTS[task])
+    loaded: Any = module.config  # with the defaults that config.json leaves out
+    inputs = _example_inputs(loaded, folder, tokenizer)
+    graph_model = _export(module, inputs, TASK_OUTPUTS[task])
     canonicalise(graph_model, parameters=set(module.state_dict()))
     _refuse_untrained(graph_model, missing, model, task)
     source = Source(
         "huggingface",
         location=str(model),
         task=task,
-        config=module.config.to_dict(),
+        config=json.loads(loaded.to_json_string(use_diff=False)),
         folder=Path(tokenizer) if tokenizer is not None else folder,
         bytes_on_disk=parameter_bytes(module),
     )
@@ -85,17 +78,6 @@ def lower_huggingface(
     if task == "feature-extraction" and (folder / "modules.json").is_file():
         add_sentence_embedding(graph, folder)
     return graph
-
-
-def task_of(config: dict[str, Any], folder: Path | None) -> str | None:
-    """The task that a configuration or a sentence-transformers folder states, None if neither."""
-    if folder is not None and (folder / "modules.json").is_file():
-        return "feature-extraction"
-    for architecture in config.get("architectures") or ():
-        for ending, task in _TASK_BY_ENDING.items():
-            if str(architecture).endswith(ending):
-                return task
-    return None
 
 
 def _local_folder(model: str | Path) -> Path:
@@ -131,32 +113,14 @@ def _local_folder(model: str | Path) -> Path:
         ) from error
 
 
-def _read_config(folder: Path, model: str | Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise UsageError(
-            f"model '{model}': expected a Hugging Face folder with config.json or a folder with "
-            "model.onnx, found neither"
-        )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(
-            f"file '{file}': expected JSON, found text that is not ({error})"
-        ) from error
-    if not isinstance(config, dict):
-        raise ModelError(f"file '{file}': expected a JSON object, found {type(config).__name__}")
-    return config
-
-
 def _load(folder: Path, model: str | Path, task: str) -> tuple[torch.nn.Module, set[str]]:
     """The module in float32 with plain attention, and the parameters the checkpoint lacks."""
     from safetensors import SafetensorError
 
     auto = getattr(transformers, _AUTO_MODELS[task])
     level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         module, info = auto.from_pretrained(
@@ -177,7 +141,7 @@ def _load(folder: Path, model: str | Path, task: str) -> tuple[torch.nn.Module, 
         ) from error
     finally:
         transformers.logging.set_verbosity(level)
-        transformers.logging.enable_progress_bar()
+        transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     mismatched = info.get("mismatched_keys")
     if mismatched:
         name = next(iter(mismatched))
@@ -241,9 +205,7 @@ def _export(
     kept = [value for value in graph.outputs if value.name in outputs]
     graph.outputs.clear()
     graph.outputs.extend(kept)
-    ids = next(value for value in graph.inputs if value.name == "input_ids")
-    symbols = [str(dim.value) for dim in ids.shape or () if isinstance(dim, ir.SymbolicDim)]
-    rename_dimensions(model, dict(zip(symbols, _SYMBOLS, strict=True)))
+    name_dimensions(model)
     return model
 
 
@@ -281,7 +243,7 @@ def _plain_masks() -> Iterator[None]:
     try:
         yield
     finally:
-        del masks["eager"]
+        del masks["eager"]  # type: ignore[no-untyped-call]
 
 
 def _broadcast_mask(masking_utils: Any, options: dict[str, Any]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Set
 
 import numpy as np
@@ -21,6 +22,8 @@ __all__ = [
     "merge_equal_constants",
     "name_sites",
     "restore_names",
+    "split_identities",
+    "split_merged",
 ]
 
 PARAMETER_KEY = "obert.parameter"
@@ -29,8 +32,8 @@ PARAMETER_KEY = "obert.parameter"
 TRANSPOSED_KEY = "obert.transposed"
 """Metadata of an initializer: "1" where the source's parameter is stored transposed."""
 
+_CALL_NUMBER = re.compile(r"_\d+$")
 _MASKS = {"Add", "Expand", "Gather", "Max", "Min", "Slice", "Where"}
-_VECTOR_ROLES = {"LayerNormalization": ("weight", "bias"), "Gemm": ("weight", "bias")}
 
 
 def mark_parameters(model: ir.Model, parameters: Set[str] | None) -> None:
@@ -88,14 +91,143 @@ def _flip(value: ir.Value) -> None:
         value.metadata_props[TRANSPOSED_KEY] = "1"
 
 
-def restore_names(model: ir.Model) -> None:
-    """Give weights of Linear layers the name of their module, and split what was merged by content.
+def split_identities(model: ir.Model) -> None:
+    """Undo ``other.bias = Identity(bias)``, torch's older way to merge parameters of equal content.
 
-    An exporter may call a weight ``val_12`` or ``onnx::MatMul_345`` and store biases of equal
-    content once. Where its nodes still tell the module, ``<module>.weight`` and ``<module>.bias``
-    are restored; vectors that several modules read become one per module again.
+    The Identity's output carries the parameter's name. Vectors become initializers of their own;
+    matrices stay shared, since a shared matrix is more often meant.
     """
-    del model
+    graph = model.graph
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Identity" else None
+        if source is None or PARAMETER_KEY not in source.metadata_props:
+            continue
+        output, tensor = node.outputs[0], source.const_value
+        if tensor is None or output.is_graph_output() or not _is_parameter_name(output.name):
+            continue
+        if tensor.shape.rank() > 1:
+            continue
+        name = str(output.name)
+        output.name = f"{name}_merged"
+        ir.convenience.replace_all_uses_with(output, _add_parameter(graph, name, tensor))
+        graph.remove(node, safe=True)
+
+
+def restore_names(model: ir.Model) -> None:
+    """Call the weight of every Linear layer ``<module>.weight`` where the graph tells the module.
+
+    An exporter may call a weight ``val_12`` or ``onnx::MatMul_345``. Its bias, if it has one of its
+    own, still carries the name of the module; else the scope of the node does.
+    """
+    graph = model.graph
+    for node in graph:
+        if node.op_type not in {"MatMul", "Gemm"}:
+            continue
+        root = _root(node.inputs[1])
+        if root is None or _is_parameter_name(root.name):
+            continue
+        module = _module_of_bias(node, len(root.uses())) or scope_of(node)
+        if module and f"{module}.weight" not in graph.initializers:
+            root.name = f"{module}.weight"
+            root.metadata_props[PARAMETER_KEY] = root.name
+
+
+def split_merged(model: ir.Model) -> None:
+    """Give every module its own copy of a vector that the exporter stored once for equal content.
+
+    Readers belong together when they follow the same weight (a shared layer) or, for other ops, lie
+    in the same module; where nothing tells the module, the vector stays shared.
+    """
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or PARAMETER_KEY not in value.metadata_props or tensor.shape.rank() != 1:
+            continue
+        owners: dict[str, list[tuple[ir.Node, int]]] = {}
+        for use in value.uses():
+            owner = _owner(use.node, use.idx)
+            if owner is not None:
+                owners.setdefault(owner, []).append((use.node, use.idx))
+        owners = _join_repeated_calls(owners)
+        if len(owners) < 2 or sum(map(len, owners.values())) != len(value.uses()):
+            continue
+        owners.pop(str(value.name), None) or owners.pop(next(iter(owners)))
+        for name, uses in owners.items():
+            if name not in graph.initializers:
+                copy = _add_parameter(graph, name, tensor)
+                for node, index in uses:
+                    node.replace_input_with(index, copy)
+
+
+def _join_repeated_calls(
+    owners: dict[str, list[tuple[ir.Node, int]]],
+) -> dict[str, list[tuple[ir.Node, int]]]:
+    """Join ``norm_1.bias`` to ``norm.bias``: torch's older exporter counts calls of one module."""
+    joined: dict[str, list[tuple[ir.Node, int]]] = {}
+    for name, uses in owners.items():
+        module, _, role = name.rpartition(".")
+        first = f"{_CALL_NUMBER.sub('', module)}.{role}"
+        joined.setdefault(first if first in owners else name, []).extend(uses)
+    return joined
+
+
+def _owner(node: ir.Node, index: int) -> str | None:
+    """Name of the parameter that operand ``index`` of ``node`` should be, None if nothing tells."""
+    if node.op_type == "Gemm":
+        root = _root(node.inputs[1])
+        return None if root is None else _sibling(root, "bias")
+    if node.op_type == "Add":
+        other = node.inputs[1 - index]
+        producer = None if other is None else other.producer()
+        if producer is not None and producer.op_type == "MatMul":
+            root = _root(producer.inputs[1])
+            if root is not None:
+                return _sibling(root, "bias")
+    roles = {"LayerNormalization": {1: "weight", 2: "bias"}, "Mul": {0: "weight", 1: "weight"}}
+    role = "bias" if node.op_type == "Add" else roles.get(node.op_type, {}).get(index)
+    scope = scope_of(node)
+    return f"{scope}.{role}" if role and scope else None
+
+
+def _sibling(weight: ir.Value, role: str) -> str | None:
+    name = str(weight.name)
+    return f"{name.removesuffix('.weight')}.{role}" if name.endswith(".weight") else None
+
+
+def _module_of_bias(node: ir.Node, uses: int) -> str | None:
+    """Module path by the name of the bias behind ``node``, if no other layer reads that bias."""
+    bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+    readers = node.outputs[0].uses()
+    if bias is None and len(readers) == 1:
+        (reader,) = readers
+        if reader.node.op_type == "Add":
+            bias = reader.node.inputs[1 - reader.idx]
+    if bias is None or PARAMETER_KEY not in bias.metadata_props or len(bias.uses()) > uses:
+        return None
+    name = str(bias.name)
+    return name.removesuffix(".bias") if name.endswith(".bias") else None
+
+
+def _root(value: ir.Value | None) -> ir.Value | None:
+    """The parameter matrix that ``value`` is, or is the transpose of."""
+    while value is not None and (producer := value.producer()) is not None:
+        value = producer.inputs[0] if producer.op_type in {"Transpose", "Identity"} else None
+    if value is None or PARAMETER_KEY not in value.metadata_props or value.const_value is None:
+        return None
+    return value if value.const_value.shape.rank() == 2 else None
+
+
+def _is_parameter_name(name: str | None) -> bool:
+    return name is not None and name.endswith((".weight", ".bias"))
+
+
+def _add_parameter(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    copy = ir.tensor(np.array(tensor.numpy()), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(copy.shape.numpy()), type=ir.TensorType(copy.dtype))
+    value.const_value = copy
+    value.metadata_props[PARAMETER_KEY] = name
+    graph.register_initializer(value)
+    return value
 
 
 def merge_equal_constants(model: ir.Model) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from obert_compiler.errors import ModelError
+from obert_compiler.frontends.configuration import read_json
 from obert_compiler.graph.graph import Graph
 
 __all__ = ["add_sentence_embedding"]
@@ -26,7 +26,7 @@ def add_sentence_embedding(graph: Graph, folder: Path) -> None:
     Raises:
         ModelError: a module or pooling mode is not supported, or a file does not parse.
     """
-    modules = _read_json(folder / "modules.json")
+    modules = read_json(folder / "modules.json")
     kinds = [(str(m.get("type", "")).rsplit(".", 1)[-1], str(m.get("path", ""))) for m in modules]
     if not kinds or kinds[0][0] != "Transformer" or "Pooling" not in dict(kinds):
         raise ModelError(f"file '{folder / 'modules.json'}': expected {_SUPPORTED}, found {kinds}")
@@ -36,7 +36,7 @@ def add_sentence_embedding(graph: Graph, folder: Path) -> None:
     embedding: ir.Value | None = None
     for kind, path in kinds[1:]:
         if kind == "Pooling":
-            embedding = _pool(build, model.graph, hidden, _read_json(folder / path / "config.json"))
+            embedding = _pool(build, model.graph, hidden, read_json(folder / path / "config.json"))
         elif kind == "Normalize" and embedding is not None:
             embedding = _normalise(build, embedding)
         else:
@@ -120,18 +120,9 @@ class _Nodes:
         if found is not None:
             return found
         tensor = ir.tensor(np.asarray(array), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        value = ir.Value(
+            name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
+        )
         value.const_value = tensor
         self._graph.register_initializer(value)
         return value
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"file '{file}': expected to read it, found {error.strerror}") from error
-    except ValueError as error:
-        raise ModelError(
-            f"file '{file}': expected JSON, found text that is not ({error})"
-        ) from error

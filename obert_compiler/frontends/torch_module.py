@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,18 +14,19 @@ import torch
 
 from obert_compiler.errors import ModelError, UsageError
 from obert_compiler.frontends.canonical import OPSET, canonicalise
+from obert_compiler.frontends.dimensions import name_dimensions
 from obert_compiler.graph.graph import Graph, Source
 
 __all__ = ["export", "lower_module", "parameter_bytes"]
 
-Dynamic = Mapping[str, Any] | tuple[Any, ...]
+Dynamic = dict[str, Any] | tuple[Any, ...]
 
 
 def lower_module(
     module: object,
     *,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None,
-    dynamic_shapes: Dynamic | None = None,
+    dynamic_shapes: Mapping[str, Any] | tuple[Any, ...] | None = None,
     task: str | None = None,
     tokenizer: str | Path | None = None,
 ) -> Graph:
@@ -51,14 +51,21 @@ def lower_module(
             f"module '{type(module).__name__}': expected example inputs to export it with, found "
             "none; pass example_inputs={'name': tensor}"
         )
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    shapes: Dynamic
     if isinstance(example_inputs, Mapping):
-        args, kwargs = (), dict(example_inputs)
-        shapes = dynamic_shapes or {name: _dynamic(value) for name, value in kwargs.items()}
+        kwargs = dict(example_inputs)
+        shapes = {name: _dynamic(value) for name, value in kwargs.items()}
     else:
-        args, kwargs = tuple(example_inputs), {}
-        shapes = dynamic_shapes or tuple(_dynamic(value) for value in args)
+        args = tuple(example_inputs)
+        shapes = tuple(_dynamic(value) for value in args)
+    if isinstance(dynamic_shapes, Mapping):
+        shapes = dict(dynamic_shapes)
+    elif dynamic_shapes is not None:
+        shapes = dynamic_shapes
     model = export(module, args, kwargs, shapes)
-    _name_dimensions(model)
+    name_dimensions(model)
     canonicalise(model, parameters=set(module.state_dict()))
     source = Source(
         "torch",
@@ -122,42 +129,6 @@ def _dynamic(value: Any) -> dict[int, Any] | None:
         return None
     both = value.ndim == 2 and not value.is_floating_point()
     return dict.fromkeys((0, 1) if both else (0,), torch.export.Dim.DYNAMIC)
-
-
-def _name_dimensions(model: ir.Model) -> None:
-    """Rename the exporter's symbols (``s72``) by where they stand in the inputs."""
-    names: dict[str, str] = {}
-    for value in model.graph.inputs:
-        for axis, dim in enumerate(value.shape or ()):
-            if isinstance(dim, ir.SymbolicDim) and dim.value and dim.value not in names:
-                matrix = value.shape is not None and value.shape.rank() == 2
-                wanted = {0: "batch", 1: "sequence"} if matrix else {0: "batch"}
-                name = wanted.get(axis, f"{value.name}_{axis}")
-                names[dim.value] = name if name not in names.values() else f"{value.name}_{axis}"
-    rename_dimensions(model, names)
-
-
-def rename_dimensions(model: ir.Model, names: Mapping[str, str]) -> None:
-    """Rename symbolic dimensions in every shape of ``model``, within expressions too."""
-    if not names:
-        return
-    symbol = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
-
-    def rename(value: ir.Value) -> None:
-        if value.shape is None:
-            return
-        value.shape = ir.Shape(
-            symbol.sub(lambda m: names[m[0]], dim.value)
-            if isinstance(dim, ir.SymbolicDim) and dim.value
-            else dim
-            for dim in value.shape
-        )
-
-    for value in model.graph.inputs:
-        rename(value)
-    for node in model.graph:
-        for value in node.outputs:
-            rename(value)
 
 
 def _reason(error: BaseException) -> str:

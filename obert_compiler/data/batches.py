@@ -27,7 +27,7 @@ IGNORED = -100
 """Label of a position that no loss counts."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Example:
     """One sequence of a row, encoded.
 
@@ -52,7 +52,7 @@ class Example:
         return int(first.shape[0]) if first.ndim else 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Examples stacked and padded to the longest.
 
@@ -119,7 +119,7 @@ def _stack(arrays: Sequence[Array], padding: int) -> Array:
     return stacked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batches:
     """Examples in batches; can be iterated again and again, always in the same order.
 

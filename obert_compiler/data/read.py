@@ -102,7 +102,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-empty lines with their numbers, counted from 1."""
+    """Lines with their numbers, counted from 1."""
     for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -111,14 +111,17 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 f"data '{path}', line {number}: expected UTF-8, found byte "
                 f"0x{line[error.start]:02x}; convert the file with iconv"
             ) from error
-        if text.strip():
-            yield number, text.rstrip("\r")
+        yield number, text.rstrip("\r")
+
+
+def _read_filled_lines(path: Path) -> Iterator[tuple[int, str]]:
+    return ((number, line) for number, line in _read_lines(path) if line.strip())
 
 
 def _read_json_lines(path: Path) -> Rows:
     rows: list[Row] = []
     numbers: list[int] = []
-    for number, line in _read_lines(path):
+    for number, line in _read_filled_lines(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -144,8 +147,8 @@ def _read_csv(path: Path) -> Rows:
     header: list[str] = []
     try:
         for cells in reader:
-            if not header:
-                header = cells
+            if not header or not cells:
+                header = header or cells
                 continue
             if len(cells) != len(header):
                 raise DataError(
@@ -162,7 +165,7 @@ def _read_csv(path: Path) -> Rows:
 
 
 def _read_text(path: Path) -> Rows:
-    lines = list(_read_lines(path))
+    lines = list(_read_filled_lines(path))
     rows: tuple[Row, ...] = tuple({"text": line.strip()} for _, line in lines)
     return Rows(rows, str(path), tuple(number for number, _ in lines))
 
@@ -263,7 +266,8 @@ def read_arrays(path: str | Path) -> dict[str, npt.NDArray[Any]]:
     if not Path(path).is_file():
         raise UsageError(f"data '{path}': expected a file, found none; check the path")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with Path(path).open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"data '{path}': expected an .npz file, found a single array")
             return {name: archive[name] for name in archive.files}

@@ -48,7 +48,7 @@ class Evaluation:
     engine: str
     cpu: str
     threads: int
-    outputs: tuple[Array, ...] = field(repr=False, default=())
+    outputs: tuple[Array, ...] = field(repr=False, compare=False, default=())
 
     @property
     def value(self) -> float:

@@ -207,7 +207,9 @@ def _blocks_from_anchors(segments: Sequence[Segment], anchors: Sequence[int]) ->
     if not anchors:
         return []
     ends = [*anchors[1:], _end_of_layer(segments, anchors[-1])]
-    return [range(first, last) for first, last in zip(anchors, ends, strict=True)]
+    blocks = [range(first, last) for first, last in zip(anchors, ends, strict=True)]
+    _extend_to_front(segments, blocks)
+    return blocks
 
 
 def _end_of_layer(segments: Sequence[Segment], anchor: int) -> int:

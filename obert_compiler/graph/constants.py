@@ -1,7 +1,7 @@
 """Values that depend on initializers alone: reading them, whatever chain of nodes makes them.
 
-A weight may lie in the file as it is, transposed, behind DequantizeLinear, or packed into values and
-a mask that standard ops unpack. Readers ask here and get an array.
+A weight may lie in the file as it is, transposed, behind DequantizeLinear, or packed into values
+and a mask that standard ops unpack. Readers ask here and get an array.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ class LinearSite:
     Attributes:
         name: stable through all passes, the module path where the source knows it.
         nodes: the MatMul or Gemm nodes that use the weight, in graph order.
-        weight_value: the right operand of the nodes; an initializer, or the output of the nodes that
-            dequantise or unpack one.
+        weight_value: the right operand of the nodes; an initializer, or the output of the nodes
+            that dequantise or unpack one.
         stored_transposed: True when the operand is laid out ``[in, out]``.
         bias_values: the bias of each use (Gemm's third input or the constant of the Add behind), or
             None for a use without bias.
@@ -61,17 +61,16 @@ class LinearSite:
     @property
     def shape(self) -> tuple[int, int]:
         """``(out_features, in_features)``."""
-        shape = self.weight_value.shape
-        if shape is None or not shape.is_static():
-            rows, columns = read_constant(self.weight_value).shape
-        else:
-            rows, columns = shape.numpy()
+        rows, columns = _constant_shape(self.weight_value)
         return (columns, rows) if self.stored_transposed else (rows, columns)
 
     def weight(self) -> FloatArray:
-        """The weight as float32 ``[out, in]``; dequantised and unpacked where it is stored so."""
-        stored = read_constant(self.weight_value).astype(np.float32, copy=False)
-        return np.ascontiguousarray(stored.T) if self.stored_transposed else stored
+        """The weight as float32 ``[out, in]``; dequantised and unpacked where it is stored so.
+
+        The array is a copy: changing it changes nothing until `set_weight`.
+        """
+        stored = read_constant(self.weight_value)
+        return np.array(stored.T if self.stored_transposed else stored, np.float32, order="C")
 
     def set_weight(self, weight: FloatArray) -> None:
         """Replace the weight; ``weight`` is ``[out, in]``.
@@ -85,7 +84,7 @@ class LinearSite:
             )
         root, transposed = self._initializer()
         stored = weight.T if transposed else weight
-        root.const_value = ir.tensor(np.ascontiguousarray(stored, np.float32), name=root.name)
+        root.const_value = ir.tensor(np.array(stored, np.float32, order="C"), name=root.name)
 
     def bias(self) -> FloatArray | None:
         """The bias ``[out]`` of the first use, None without one."""
@@ -187,11 +186,37 @@ def _why_not(node: ir.Node) -> str | None:
     rank = weight.shape.rank() if weight.shape is not None else read_constant(weight).ndim
     if rank != 2:
         return f"the constant has {rank} dimensions, not 2"
-    if node.op_type == "Gemm" and (
-        node.attributes.get_int("transA", 0) or node.attributes.get_float("alpha", 1.0) != 1.0
-    ):
+    return _why_not_gemm(node) if node.op_type == "Gemm" else None
+
+
+def _why_not_gemm(node: ir.Node) -> str | None:
+    """None when a Gemm is ``x W + b`` or ``x W^T + b``, else the reason."""
+    attributes = node.attributes
+    if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1.0:
         return "Gemm with transA or alpha"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        return None
+    if attributes.get_float("beta", 1.0) != 1.0:
+        return "Gemm with beta"
+    axis = 0 if attributes.get_int("transB", 0) else 1
+    if not _is_bias(bias, _operand(node, 1), axis):
+        return "Gemm whose third operand is not a bias vector"
     return None
+
+
+def _is_bias(value: ir.Value, weight: ir.Value, out_axis: int) -> bool:
+    """Whether ``value`` is a constant that adds one number to each output of ``weight``."""
+    if not is_constant(value):
+        return False
+    shape = _constant_shape(value)
+    return shape[-1:] == (_constant_shape(weight)[out_axis],) and set(shape[:-1]) <= {1}
+
+
+def _constant_shape(value: ir.Value) -> tuple[int, ...]:
+    if value.shape is not None and value.shape.is_static():
+        return tuple(value.shape.numpy())
+    return read_constant(value).shape
 
 
 def _site_name(node: ir.Node, weight: ir.Value) -> str:
@@ -213,11 +238,11 @@ def _bias_and_output(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
     output = node.outputs[0]
     if node.op_type == "Gemm":
         return (node.inputs[2] if len(node.inputs) > 2 else None), output
-    uses = output.uses()
+    uses = tuple(output.uses())
     if len(uses) == 1 and not output.is_graph_output():
         add = uses[0].node
         if add.op_type == "Add":
             other = _operand(add, 1 - uses[0].idx)
-            if is_constant(other) and other.shape is not None and other.shape.rank() <= 1:
+            if _is_bias(other, _operand(node, 1), 1):
                 return other, add.outputs[0]
     return None, output

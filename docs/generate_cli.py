@@ -36,8 +36,8 @@ GRAMMAR = """
 
 `--passes prune:sparsity=0.9:block=4,quant,pack`: commas between passes, colons before options, `+`
 between the items of a list. Nothing in it needs quotes in a shell but `*` in a pattern. A pattern
-of sites matches when it is a part of the name, or by `*` and `?`. The same text works in a recipe and
-stands in the report.
+of sites matches when it is a part of the name, or by `*` and `?`. The same text works in a recipe
+and stands in the report.
 """
 
 

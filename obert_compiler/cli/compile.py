@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on where a killed run stopped")
     add("--overwrite", action="store_true", help="replace OUT once the new one is complete")
     add("--threads", type=int, metavar="N", help="threads to evaluate and time with (default: all)")
-    add("--no-bench", action="store_true", help="do not measure latency")
+    add("--no-latency", action="store_true", help="do not measure latency")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:

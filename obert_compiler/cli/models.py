@@ -70,16 +70,18 @@ def open_model(text: str, *, task: str | None = None, tokenizer: str | None = No
 
 def _source_of(file: Path, task: str | None) -> Source:
     """Source of an emitted file, from what lies beside it."""
+    from obert_compiler.frontends.configuration import read_config, task_of
     from obert_compiler.graph.graph import Source
 
-    folder = file.parent
-    report = _read_json(folder / "report.json")
+    folder = file.resolve().parent
+    config = read_config(folder) or {}
+    recorded = _read_json(folder / "report.json").get("model", {}).get("task")
     has_tokenizer = any(folder.glob("tokenizer*"))
     return Source(
         kind="onnx",
         location=str(file),
-        task=task or report.get("model", {}).get("task"),
-        config=_read_json(folder / "config.json"),
+        task=task or recorded or task_of(config, folder),
+        config=config,
         folder=folder if has_tokenizer else None,
     )
 

@@ -68,7 +68,7 @@ def test_compile_with_the_plugins_pass_and_back_end(
 ) -> None:
     out = tmp_path / "out"
     spec = ("--passes", "round-weights:decimals=1", "--backend", "weights-npz:half=true")
-    _obertc(installed, "compile", model, "-o", out, *spec, "--no-bench")
+    _obertc(installed, "compile", model, "-o", out, *spec, "--no-latency")
     (weight,) = np.load(out / "weights.npz").values()
     assert weight.dtype == np.float16
     np.testing.assert_allclose(weight.T, [[0.1, 0.5], [0.2, 1.0]], atol=1e-3)

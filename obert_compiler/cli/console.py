@@ -73,6 +73,7 @@ class Console:
             self._bars.start()
         self._running += 1
         bar = self._bars.add_task(what, total=total)
+        self._bars.refresh()
         try:
             for item in items:
                 yield item

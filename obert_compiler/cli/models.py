@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from obert_compiler.errors import ModelError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from obert_compiler.graph.graph import Graph, Source
@@ -70,12 +67,13 @@ def open_model(text: str, *, task: str | None = None, tokenizer: str | None = No
 
 def _source_of(file: Path, task: str | None) -> Source:
     """Source of an emitted file, from what lies beside it."""
-    from obert_compiler.frontends.configuration import read_config, task_of
+    from obert_compiler.frontends.configuration import read_config, read_json, task_of
     from obert_compiler.graph.graph import Source
 
     folder = file.resolve().parent
     config = read_config(folder) or {}
-    recorded = _read_json(folder / "report.json").get("model", {}).get("task")
+    report = folder / "report.json"
+    recorded = read_json(report).get("model", {}).get("task") if report.is_file() else None
     has_tokenizer = any(folder.glob("tokenizer*"))
     return Source(
         kind="onnx",
@@ -84,13 +82,3 @@ def _source_of(file: Path, task: str | None) -> Source:
         config=config,
         folder=folder if has_tokenizer else None,
     )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"file '{file}': expected JSON, found {error}; compile again") from error
-    return found if isinstance(found, dict) else {}

@@ -47,7 +47,7 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class LayerNorms:
-    """The layer normalisations of a graph in graph order, and candidates that are none, with why."""
+    """The layer normalisations of a graph in graph order, and what was no such thing, with why."""
 
     norms: tuple[LayerNorm, ...]
     unmatched: tuple[Unmatched, ...]

@@ -92,7 +92,7 @@ def _type(value: ir.Value) -> str:
 
 
 def _dimensions(shape: ir.ShapeProtocol) -> list[int | str | None]:
-    return [d.value if isinstance(d, ir.SymbolicDim) else int(d) for d in shape]
+    return [d if isinstance(d, int) else d.value for d in shape]
 
 
 def _dtype_name(dtype: ir.DataType) -> str:

@@ -21,7 +21,7 @@ from obert_compiler.errors import ObertError
 __all__ = ["main"]
 
 _OF_THE_COMPILE_EXTRA = frozenset(
-    {"datasets", "onnxscript", "safetensors", "seqeval", "tokenizers", "torch", "transformers"}
+    {"datasets", "safetensors", "seqeval", "tokenizers", "torch", "transformers"}
 )
 
 

@@ -77,9 +77,10 @@ def stored_initializer(site: LinearSite) -> tuple[ir.Value, bool] | None:
 def trainable_initializers(graph: Graph, sites: LinearSites) -> frozenset[ir.Value]:
     """Initializers that become parameters.
 
-    In a graph whose front end knew the source's parameters (`PARAMETER_KEY`), exactly those; in any
-    other, every float initializer with more than one element that is no setting of its ops. Weights
-    and biases of Linear sites always, unless they are quantised or packed.
+    In a graph whose front end knew the source's parameters (`PARAMETER_KEY`), those; in any other,
+    every float initializer with more than one element. What only steers its ops (scales of
+    quantisation, running means) stays a constant; weights and biases of Linear sites always train,
+    unless they are quantised or packed.
     """
     initializers = graph.model.graph.initializers.values()
     named = any(PARAMETER_KEY in value.metadata_props for value in initializers)
@@ -99,14 +100,14 @@ def trainable_initializers(graph: Graph, sites: LinearSites) -> frozenset[ir.Val
         uses = value.uses()
         if uses and all(use.node in unpacking for use in uses):
             continue
-        if value in always or (PARAMETER_KEY in value.metadata_props if named else _learnt(value)):
+        known = PARAMETER_KEY in value.metadata_props if named else value.const_value.size > 1
+        if value in always or (known and _is_weight(value)):
             chosen.add(value)
     return frozenset(chosen)
 
 
-def _learnt(value: ir.Value) -> bool:
-    if value.const_value is None or value.const_value.size < 2:
-        return False
+def _is_weight(value: ir.Value) -> bool:
+    """Whether a node reads ``value`` otherwise than as a setting."""
     return any(use.idx not in _SETTINGS.get(use.node.op_type, frozenset()) for use in value.uses())
 
 
@@ -118,6 +119,7 @@ class ModuleTree:
         self.stored: dict[str, Stored] = {}
         self._parameters: dict[ir.Value, nn.Parameter] = {}
         self._places: dict[ir.Value, tuple[str, bool]] = {}
+        self._aliased: set[ir.Value] = set()
 
     def add_linear(self, site: LinearSite, bias: ir.Value | None) -> str | None:
         """Add the nn.Linear of a site.
@@ -143,11 +145,19 @@ class ModuleTree:
         return path
 
     def add_parameter(self, value: ir.Value) -> tuple[str, bool]:
-        """The path of the parameter that an initializer became, and whether it is transposed."""
-        if value not in self._places:
-            path = self._free(value.metadata_props.get(PARAMETER_KEY) or value.name or "parameter")
-            self._set(path, self._parameter(value, False, path, None))
-        return self._places[value]
+        """The path of the parameter that an initializer became, and whether it is transposed.
+
+        A table that is a Linear site's weight too is found under both names.
+        """
+        name = value.metadata_props.get(PARAMETER_KEY) or value.name or "parameter"
+        path, transposed = self._places.get(value, ("", False))
+        if not path or (not transposed and path != name and value not in self._aliased):
+            self._aliased.add(value)
+            alias = self._free(name)
+            self._set(alias, self._parameter(value, False, alias, None))
+            path = alias
+            self._places[value] = (path, transposed)
+        return path, transposed
 
     def add_buffer(self, name: str, tensor: torch.Tensor) -> str:
         """The path of a new buffer; constants lie together under ``constants``."""

@@ -65,11 +65,21 @@ def _unary_row(function: Callable[[torch.Tensor], torch.Tensor]) -> Row:
 OPERATORS.update({name: _unary_row(function) for name, function in _UNARY.items()})
 
 
+def _on_host(call: Call, dtype: torch.dtype | None = None) -> Host | None:
+    """The node as arithmetic on host integers, where every operand is one."""
+    hosts = call.hosts()
+    if hosts is None:
+        return None
+    result = call.emit(elementwise, call.node.op_type, *hosts)
+    rank = max(call.rank(i) or 0 for i in range(len(hosts)))
+    return Host(result, rank, dtype or call.dtype(len(hosts) - 1) or torch.int64)
+
+
 @operator("Neg", "Abs")
 def _sign(call: Call) -> Operand:
-    hosts = call.hosts()
-    if hosts is not None:
-        return Host(call.emit(elementwise, call.node.op_type, *hosts))
+    host = _on_host(call)
+    if host is not None:
+        return host
     return call.emit(torch.neg if call.node.op_type == "Neg" else torch.abs, call.tensor(0))
 
 
@@ -89,10 +99,9 @@ _COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrE
 
 @operator(*_BINARY)
 def _binary(call: Call) -> Operand:
-    hosts = call.hosts()
-    if hosts is not None:
-        dtype = torch.bool if call.node.op_type in _COMPARISONS else torch.int64
-        return Host(call.emit(elementwise, call.node.op_type, *hosts), dtype)
+    host = _on_host(call, torch.bool if call.node.op_type in _COMPARISONS else None)
+    if host is not None:
+        return host
     function = _BINARY[call.node.op_type]
     result: Operand = call.emit(function, call.number_or_tensor(0), call.number_or_tensor(1))
     return result
@@ -100,9 +109,9 @@ def _binary(call: Call) -> Operand:
 
 @operator("Div")
 def _div(call: Call) -> Operand:
-    hosts = call.hosts()
-    if hosts is not None:
-        return Host(call.emit(elementwise, "Div", *hosts))
+    host = _on_host(call)
+    if host is not None:
+        return host
     a, b = call.number_or_tensor(0), call.number_or_tensor(1)
     result: Operand = call.emit(python.truediv if call.is_float(0) else divide, a, b)
     return result
@@ -110,9 +119,9 @@ def _div(call: Call) -> Operand:
 
 @operator("Mod")
 def _mod(call: Call) -> Operand:
-    hosts = call.hosts()
-    if hosts is not None and not call.flag("fmod"):
-        return Host(call.emit(elementwise, "Mod", *hosts))
+    host = None if call.flag("fmod") else _on_host(call)
+    if host is not None:
+        return host
     function = torch.fmod if call.flag("fmod") else torch.remainder
     return call.emit(function, call.tensor(0), call.number_or_tensor(1))
 
@@ -125,11 +134,10 @@ def _pow(call: Call) -> Operand:
 
 @operator("Max", "Min")
 def _extremum(call: Call) -> Operand:
-    kind = call.node.op_type
-    hosts = call.hosts()
-    if hosts is not None:
-        return Host(functools.reduce(lambda a, b: call.emit(elementwise, kind, a, b), hosts))
-    function = torch.maximum if kind == "Max" else torch.minimum
+    host = _on_host(call)
+    if host is not None:
+        return host
+    function = torch.maximum if call.node.op_type == "Max" else torch.minimum
     result: Operand = functools.reduce(lambda a, b: call.emit(function, a, b), call.tensors())
     return result
 
@@ -146,9 +154,9 @@ def _sum(call: Call) -> Operand:
 
 @operator("Where")
 def _where(call: Call) -> Operand:
-    hosts = call.hosts()
-    if hosts is not None:
-        return Host(call.emit(elementwise, "Where", *hosts))
+    host = _on_host(call)
+    if host is not None:
+        return host
     return call.emit(torch.where, *call.tensors())
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -16,18 +16,12 @@ _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 @operator("Gather")
 def _gather(call: Call) -> Operand:
     data, axis = call.operand(0), call.integer("axis", 0)
+    index_rank = call.rank(1)
     if isinstance(data, Host):
-        return Host(call.emit(pick, data.value, call.host(1)), data.dtype)
-    index = call.operand(1)
-    if isinstance(index, Host) or (isinstance(index, torch.Tensor) and index.ndim == 0):
-        value = call.node.inputs[1]
-        if isinstance(index, torch.Tensor) or (value is not None and _rank(value) == 0):
-            return call.emit(torch.select, data, axis, call.host(1))
+        return Host(call.emit(pick, data.value, call.host(1)), index_rank or 0, data.dtype)
+    if index_rank == 0 and isinstance(call.operand(1), (Host, torch.Tensor)):
+        return call.emit(torch.select, data, axis, call.host(1))
     return call.emit(gather, data, call.tensor(1), axis)
-
-
-def _rank(value: Any) -> int | None:
-    return None if value.shape is None else value.shape.rank()
 
 
 @operator("GatherElements")
@@ -173,9 +167,10 @@ def scatter_nd(
     flat = torch.zeros_like(address[0])
     for axis, part in enumerate(address):
         flat = flat * data.shape[axis] + part
-    rows = data.reshape(-1, *data.shape[depth:])
-    values = updates.reshape(-1, *data.shape[depth:])
-    reduced = rows.index_reduce(0, flat.reshape(-1), values, _REDUCE[reduction])
+    slices = math.prod(data.shape[:depth])
+    values = updates.reshape(flat.numel(), -1)
+    target = flat.reshape(-1, 1).expand_as(values)
+    reduced = data.reshape(slices, -1).scatter_reduce(0, target, values, _REDUCE[reduction])
     return reduced.reshape(data.shape)
 
 

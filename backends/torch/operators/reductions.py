@@ -89,7 +89,8 @@ def _reduce(call: Call) -> Operand:
     if axes is None and call.flag("noop_with_empty_axes"):
         return operand
     if isinstance(operand, Host) and kind in _ON_HOST:
-        return Host(call.emit(reduce_host, kind, operand.value, keepdims), operand.dtype)
+        rank = operand.rank if keepdims else 0
+        return Host(call.emit(reduce_host, kind, operand.value, keepdims), rank, operand.dtype)
     if isinstance(axes, int):
         axes = (axes,)
     x = call.tensor(0)

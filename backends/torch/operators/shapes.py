@@ -6,6 +6,7 @@ constants; the functions at the end are that arithmetic.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator as python
 from collections.abc import Callable, Sequence
@@ -28,13 +29,13 @@ def _shape(call: Call) -> Operand:
     operand = call.operand(0)
     start, end = call.integer("start", 0), call.node.attributes.get_int("end", None)
     if isinstance(operand, Host):
-        return Host(call.emit(shape_of_host, operand.value))
-    return Host(call.emit(shape_of, operand, start, end))
+        return Host(call.emit(shape_of_host, operand.value), 1)
+    return Host(call.emit(shape_of, operand, start, end), 1)
 
 
 @operator("Size")
 def _size(call: Call) -> Operand:
-    return Host(call.emit(torch.numel, call.tensor(0)))
+    return Host(call.emit(torch.numel, call.tensor(0)), 0)
 
 
 @operator("Identity", "Dropout")
@@ -74,7 +75,7 @@ def _cast_like(call: Call) -> Operand:
 def _to(call: Call, dtype: torch.dtype) -> Operand:
     operand = call.operand(0)
     if isinstance(operand, Host) and dtype in {torch.int64, torch.int32}:
-        return Host(operand.value, dtype)
+        return Host(operand.value, operand.rank, dtype)
     return call.method("to", call.tensor(0), dtype)
 
 
@@ -82,7 +83,8 @@ def _to(call: Call, dtype: torch.dtype) -> Operand:
 def _reshape(call: Call) -> Operand:
     operand, shape = call.operand(0), call.host(1)
     if isinstance(operand, Host) and isinstance(shape, tuple) and len(shape) < 2:
-        return Host(call.emit(as_tuple if shape else only, operand.value), operand.dtype)
+        value = call.emit(as_tuple if shape else only, operand.value)
+        return Host(value, len(shape), operand.dtype)
     if isinstance(shape, fx.Node) or (0 in _tuple(shape) and not call.flag("allowzero")):
         return call.emit(reshape, call.tensor(0), shape, call.flag("allowzero"))
     return call.emit(torch.reshape, call.tensor(0), shape)
@@ -113,7 +115,7 @@ def _transpose(call: Call) -> Operand:
 def _squeeze(call: Call) -> Operand:
     operand, axes = call.operand(0), _axes(call, 1)
     if isinstance(operand, Host):
-        return Host(call.emit(only, operand.value), operand.dtype)
+        return Host(call.emit(only, operand.value), 0, operand.dtype)
     if axes is None:
         return call.emit(torch.squeeze, operand)
     return call.emit(torch.squeeze, operand, axes)
@@ -124,27 +126,19 @@ def _unsqueeze(call: Call) -> Operand:
     operand, axes = call.operand(0), _axes(call, 1)
     if axes is None:
         raise call.error("expected axes, found none")
-    if isinstance(operand, Host) and axes in {(0,), (-1,)} and _is_scalar(call):
-        return Host(call.emit(as_tuple, operand.value), operand.dtype)
+    if isinstance(operand, Host) and axes in {(0,), (-1,)} and operand.rank == 0:
+        return Host(call.emit(as_tuple, operand.value), 1, operand.dtype)
     x = call.tensor(0)
     if isinstance(axes, tuple) and len(axes) == 1:
         return call.emit(torch.unsqueeze, x, axes[0])
     return call.emit(unsqueeze, x, axes)
 
 
-def _is_scalar(call: Call) -> bool:
-    value = call.node.inputs[0]
-    if value is not None and value.shape is not None:
-        return value.shape.rank() == 0
-    producer = None if value is None else value.producer()
-    return producer is not None and producer.op_type in {"Squeeze", "Gather", "Size", "ReduceProd"}
-
-
 @operator("Concat")
 def _concat(call: Call) -> Operand:
     hosts = call.hosts()
     if hosts is not None:
-        return Host(call.emit(join, tuple(hosts)))
+        return Host(call.emit(join, tuple(hosts)), 1)
     return call.emit(torch.cat, call.tensors(), dim=call.integer("axis"))
 
 
@@ -170,7 +164,8 @@ def _slice(call: Call) -> Operand:
     axes = call.host(3) if call.has(3) else None
     steps = call.host(4) if call.has(4) else None
     if isinstance(operand, Host):
-        return Host(call.emit(slice_host, operand.value, starts, ends, steps), operand.dtype)
+        value = call.emit(slice_host, operand.value, starts, ends, steps)
+        return Host(value, 1, operand.dtype)
     return call.emit(slice_tensor, operand, starts, ends, axes, steps)
 
 
@@ -271,6 +266,16 @@ def elementwise(kind: str, *values: int | tuple[int, ...]) -> int | tuple[int, .
     return tuple(function(*items) for items in zip(*rows, strict=True))
 
 
+def largest(*values: int) -> int:
+    """Maximum; Python's own would compare symbolic sizes and so fix them."""
+    return functools.reduce(torch.sym_max, values)  # type: ignore[no-any-return]
+
+
+def smallest(*values: int) -> int:
+    """Minimum, likewise."""
+    return functools.reduce(torch.sym_min, values)  # type: ignore[no-any-return]
+
+
 def choose(condition: bool, a: int, b: int) -> int:
     """``a`` where the condition holds, else ``b``."""
     return a if condition else b
@@ -291,8 +296,8 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "GreaterOrEqual": python.ge,
     "Less": python.lt,
     "LessOrEqual": python.le,
-    "Max": torch.sym_max,
-    "Min": torch.sym_min,
+    "Max": largest,
+    "Min": smallest,
     "Mod": python.mod,
     "Mul": python.mul,
     "Neg": python.neg,

@@ -56,10 +56,12 @@ class Host:
 
     Attributes:
         value: the integers.
+        rank: 0 or 1.
         dtype: element type when a consumer needs them as a tensor.
     """
 
     value: HostValue
+    rank: int
     dtype: torch.dtype = torch.int64
 
 
@@ -175,6 +177,16 @@ class Call:
         if not all(isinstance(o, Host) or _is_small(o) for o in self.operands if o is not None):
             return None
         return [self.host(i) for i in range(len(self.operands)) if self.has(i)]
+
+    def rank(self, index: int) -> int | None:
+        """Number of dimensions of input ``index`` where it is known while building."""
+        operand = self.operand(index)
+        if isinstance(operand, Host):
+            return operand.rank
+        if isinstance(operand, torch.Tensor):
+            return operand.ndim
+        value = self.node.inputs[index]
+        return None if value is None or value.shape is None else value.shape.rank()
 
     def dtype(self, index: int) -> torch.dtype | None:
         """Element type of input ``index`` where it is known while building."""

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         out,
         resume=options.resume,
         overwrite=options.overwrite,
-        latency=not options.no_bench,
+        latency=not options.no_latency,
         threads=options.threads,
         progress=console,
     )

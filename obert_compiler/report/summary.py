@@ -33,9 +33,10 @@ def summary_rows(report: Mapping[str, Any]) -> list[SummaryRow]:
     if metric is not None:
         rows.append(_metric_row(metric))
     size = report["bytes"]
-    ratio = size["before"] / size["after"] if size["after"] else 0.0
     before, after = format_bytes(size["before"]), format_bytes(size["after"])
-    rows.append(SummaryRow("bytes on disk", before, after, f"{ratio:.2f}x smaller"))
+    ratio = size["before"] / size["after"] if size["after"] else None
+    change = _times(ratio, "smaller", "larger")
+    rows.append(SummaryRow("bytes on disk", before, after, change))
     latency = report.get("latency")
     if latency is not None:
         rows.append(_latency_row(latency))
@@ -53,9 +54,16 @@ def _metric_row(metric: Mapping[str, Any]) -> SummaryRow:
 def _latency_row(latency: Mapping[str, Any]) -> SummaryRow:
     what = "latency, {batch} x {sequence}, {threads} threads".format(**latency)
     ratio = latency.get("ratio")
-    change = "" if ratio is None else f"{ratio:.2f}x faster" if ratio >= 1 else f"{ratio:.2f}x"
+    change = _times(ratio, "faster", "slower")
     before, after = (f"{latency[key]['median']:.2f} ms" for key in ("before_ms", "after_ms"))
     return SummaryRow(what, before, after, change)
+
+
+def _times(ratio: float | None, more: str, less: str) -> str:
+    """``2.50x smaller``; a ratio below 1 is turned round, ``2.00x larger``."""
+    if not ratio:
+        return ""
+    return f"{ratio:.2f}x {more}" if ratio >= 1 else f"{1 / ratio:.2f}x {less}"
 
 
 def format_metric(value: float | None) -> str:

@@ -29,6 +29,13 @@ def test_what_was_not_measured_has_no_row(report: dict[str, Any]) -> None:
     assert [row.what for row in rows] == ["bytes on disk"]
 
 
+def test_what_got_worse_is_said(report: dict[str, Any]) -> None:
+    report["bytes"]["after"] = 2 * report["bytes"]["before"]
+    report["latency"]["ratio"] = 0.5
+    changes = [row.change for row in summary_rows(report)]
+    assert changes == ["-0.0050", "2.00x larger", "2.00x slower"]
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (90_400_000, "90.4 MB"), (2.5e9, "2.50 GB")],

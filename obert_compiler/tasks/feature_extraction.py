@@ -128,7 +128,8 @@ class FeatureExtraction(Task):
         values = _embedding_output(outputs)
         if values.ndim == 3:
             mask = batch.inputs["attention_mask"][..., None].astype(values.dtype)
-            values = (values * mask).sum(1) / mask.sum(1)
+            # A model of fixed length gives more positions than the batch has.
+            values = (values[:, : mask.shape[1]] * mask).sum(1) / mask.sum(1)
         return list(values)
 
     def metric(self, outputs: Sequence[Array], examples: Sequence[Example]) -> dict[str, float]:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from obert_compiler.errors import NumericsError
 
-__all__ = ["absolute_damping", "group_saliency", "joint_repair"]
+__all__ = ["absolute_damping", "group_saliency", "joint_repair", "quadratic_loss"]
 
 FloatArray = npt.NDArray[np.floating]
 Float64Array = npt.NDArray[np.float64]
@@ -150,8 +150,7 @@ def joint_repair(
         rhs = np.einsum("kij,kj->ki", matrices, removed_w) * kept
         masked = _masked(matrices, kept, damping, blocks, where)
         delta = np.linalg.solve(masked, rhs[..., None])[..., 0] * kept - removed_w
-        curved = np.einsum("kij,kj->ki", matrices, delta) + damping * delta
-        loss = 0.5 * np.einsum("ki,ki->k", delta, curved)
+        loss = quadratic_loss(matrices, delta, damping)
         return np.concatenate([delta, loss[:, None]], axis=1)
 
     if touched.size:
@@ -160,6 +159,13 @@ def joint_repair(
         increase[touched] = np.maximum(solved[:, size], 0.0)
     repaired[removed | ~alive] = 0.0
     return repaired, increase
+
+
+def quadratic_loss(F: FloatArray, delta: FloatArray, damping: float) -> Float64Array:
+    """``1/2 delta^T (F + damping I) delta`` of each block ``[k]``; ``delta [k, B]``."""
+    curved = np.einsum("kij,kj->ki", F, delta.astype(np.float64)) + damping * delta
+    loss: Float64Array = 0.5 * np.einsum("ki,ki->k", delta, curved)
+    return loss
 
 
 def _masked(

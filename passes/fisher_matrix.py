@@ -1,0 +1,97 @@
+"""The damped Fisher of one matrix: saliency and repair of ``W [out, in]`` instead of blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from obert_compiler.errors import UsageError
+from obert_compiler.passes import obs
+from obert_compiler.passes.fisher_blocks import BlockLayout
+
+__all__ = ["FisherMatrix"]
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class FisherMatrix:
+    """The Fisher blocks of one matrix.
+
+    Attributes:
+        F: undamped blocks ``[count, B, B]``.
+        layout: how the matrix is cut.
+        damping: what is added to the diagonal of every block.
+        where: the matrix, for messages.
+    """
+
+    F: FloatArray
+    layout: BlockLayout
+    damping: float
+    where: str = "matrix"
+
+    @classmethod
+    def damped(
+        cls, F: FloatArray, layout: BlockLayout, damping: float, *, relative: bool, where: str
+    ) -> FisherMatrix:
+        """With ``damping`` as it is, or ``relative`` to the mean diagonal of the matrix.
+
+        Raises:
+            NumericsError: the Fisher is not finite, or zero everywhere.
+        """
+        scale = obs.absolute_damping(F, layout.valid(), 1.0, where)
+        return cls(F, layout, damping * scale if relative else damping, where)
+
+    def saliency(self, W: FloatArray, group: int) -> FloatArray:
+        """Saliency of groups of ``group`` consecutive inputs, ``[out, in / group]``.
+
+        Zero weights are pruned weights: they stay out of the Fisher.
+
+        Raises:
+            UsageError: ``group`` does not divide the Fisher block.
+            NumericsError: a block is not positive definite.
+        """
+        if self.layout.block % group:
+            raise UsageError(
+                f"{self.where}: expected Fisher blocks of a multiple of {group} weights, found "
+                f"{self.layout.block}; run 'fisher' with block={group * max(1, 32 // group)}"
+            )
+        rho = obs.group_saliency(
+            self.F,
+            self.layout.cut(W),
+            self.layout.cut(W != 0),
+            group=group,
+            damping=self.damping,
+            where=self.where,
+        )
+        groups = self.layout.columns // group
+        return rho.reshape(self.layout.rows, -1)[:, :groups].astype(np.float32)
+
+    def repair(self, W: FloatArray, removed: BoolArray) -> tuple[FloatArray, float]:
+        """``W`` without ``removed [out, in]``, the rest moved to the joint optimum of each block.
+
+        Returns:
+            The new matrix and the predicted loss increase.
+
+        Raises:
+            NumericsError: a block is not positive definite.
+        """
+        blocks, increase = obs.joint_repair(
+            self.F,
+            self.layout.cut(W),
+            self.layout.cut(W != 0),
+            self.layout.cut(removed),
+            damping=self.damping,
+            where=self.where,
+        )
+        repaired = self.layout.join(blocks).astype(np.float32)
+        return repaired, float(increase.sum())
+
+    def remove(self, W: FloatArray, removed: BoolArray) -> tuple[FloatArray, float]:
+        """``W`` without ``removed [out, in]``, the rest as it was, and the loss increase."""
+        delta = self.layout.cut(np.where(removed, -W, np.float32(0)))
+        loss = obs.quadratic_loss(self.F, delta, self.damping)
+        return np.where(removed, np.float32(0), W), float(loss.sum())

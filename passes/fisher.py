@@ -21,7 +21,7 @@ from obert_compiler.passes.fisher_estimation import Estimation, group_sites
 from obert_compiler.passes.fisher_objective import Objective
 from obert_compiler.passes.fisher_statistics import FisherStatistics
 from obert_compiler.passes.site_selection import select_sites
-from obert_compiler.pipeline.contract import Context, Pass, PassResult
+from obert_compiler.pipeline.contract import Context, Pass, PassResult, Skip
 
 if TYPE_CHECKING:
     from obert_compiler.data.batches import Batch, Batches
@@ -82,6 +82,10 @@ class Fisher(Pass):
             GraphError: no site is left.
         """
         select_sites(graph, self.include, self.exclude)
+
+    def leaves_alone(self, graph: Graph) -> tuple[Skip, ...]:
+        """Sites outside the encoder layers, or not chosen by ``include`` and ``exclude``."""
+        return select_sites(graph, self.include, self.exclude)[1]
 
     def run(self, graph: Graph, context: Context) -> PassResult:
         """Estimate, and write the statistics into ``context.work``.

@@ -163,6 +163,10 @@ class Prune(Pass):
                     f"{columns}, or exclude={site.name}"
                 )
 
+    def leaves_alone(self, graph: Graph) -> tuple[Skip, ...]:
+        """Sites outside the encoder layers, or not chosen by ``include`` and ``exclude``."""
+        return select_sites(graph, self.include, self.exclude)[1]
+
     def run(self, graph: Graph, context: Context) -> PassResult:
         """Prune in place.
 

@@ -87,6 +87,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     console.line("passes:")
     for preview in previews:
         console.line(f"    {preview['pass']}: {preview['would']}")
+        for skip in preview.get("skips", ()):
+            console.line(f"        not {skip['subject']}: {skip['reason']}")
     return 0
 
 
@@ -104,11 +106,12 @@ def _previews(graph: Graph) -> Iterator[dict[str, Any]]:
         try:
             steps = plan([kind()], graph)
         except ObertError as error:
-            yield {"pass": name, "runs": False, "would": f"refuse: {error}"}
+            yield {"pass": name, "runs": False, "would": f"not run: {error}"}
             continue
         before = ", ".join(str(step.run) for step in steps[:-1])
         would = f"run after {before}" if before else "run"
-        yield {"pass": name, "runs": True, "would": f"{would} ({kind.summary})"}
+        skips = [dataclasses.asdict(skip) for skip in steps[-1].run.leaves_alone(graph)]
+        yield {"pass": name, "runs": True, "would": f"{would} ({kind.summary})", "skips": skips}
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

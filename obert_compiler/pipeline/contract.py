@@ -143,6 +143,11 @@ class Pass(Spec, ABC):
         """
         del graph
 
+    def leaves_alone(self, graph: Graph) -> tuple[Skip, ...]:
+        """What ``run`` would skip, as far as the graph tells without data (``obertc inspect``)."""
+        del graph
+        return ()
+
     @abstractmethod
     def run(self, graph: Graph, context: Context) -> PassResult:
         """Transform ``graph``."""

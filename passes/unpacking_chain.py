@@ -1,0 +1,155 @@
+"""The nodes that rebuild a packed matrix: standard ops over initializers alone.
+
+    gaps [stored, 1] -> Cast(int64) -> CumSum = the position of every stored block
+    zeros [blocks, n] -> ScatterND(positions, values [stored, n])
+                      -> Reshape [out, in] -> Transpose, where the reader wants [in, out]
+
+Nothing depends on a graph input, so ONNX Runtime computes the chain once, when it opens the file,
+and runs the same integer kernels as for a stored matrix. Runtimes that do not fold CumSum or
+ScatterND (OpenVINO) compute it at every call: the same numbers, more slowly.
+
+What the chain leaves behind while a runtime folds it counts at load: one `ConstantOfShape` serves
+every matrix of the same number of blocks, and gaps are stored as a column so that they need no
+Unsqueeze.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from obert_compiler.passes.sparse_packing import PackedMatrix
+
+__all__ = ["UnpackingChains", "is_unpacked"]
+
+Array = npt.NDArray[np.generic]
+
+_INT64 = ir.DataType.INT64
+
+
+def is_unpacked(value: ir.Value) -> bool:
+    """Whether ``value`` is made by a chain of this file."""
+    node = value.producer()
+    while node is not None and node.op_type in {"Transpose", "Reshape"}:
+        operand = node.inputs[0]
+        node = None if operand is None else operand.producer()
+    return node is not None and node.op_type == "ScatterND"
+
+
+class UnpackingChains:
+    """Writes chains into one graph; shares what several of them need.
+
+    Args:
+        graph: edited in place; the chains go to its head.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._values = {v.name for v in graph.inputs} | set(graph.initializers)
+        self._values.update(output.name for node in graph for output in node.outputs)
+        self._nodes = {node.name for node in graph}
+        self._shared: dict[str, ir.Value] = {}
+        self._count = 0
+        self._head: list[ir.Node] = []
+
+    def replace(self, stored: ir.Value, packed: PackedMatrix, *, transposed: bool) -> None:
+        """Let a chain over ``packed`` make what the initializer ``stored`` holds.
+
+        Args:
+            stored: an initializer, ``[in, out]`` when ``transposed``.
+            packed: its content, as ``[out, in]``.
+            transposed: whether readers want ``[in, out]``.
+        """
+        name = stored.name or "weight"
+        dtype = ir.DataType.from_numpy(packed.values.dtype)
+        rows, columns = packed.shape
+        blocks = rows * columns // packed.block
+        label = f"unpack{self._count}"
+        self._count += 1
+        gap_type = ml_dtypes.uint4 if packed.bits == 4 else np.uint8
+        gaps = self._initializer(f"{name}.gaps", packed.gaps.astype(gap_type)[:, None])
+        values = self._initializer(f"{name}.values", packed.values)
+        count = len(packed.gaps)
+        zeros = self._zeros(blocks, packed.block, packed.values.dtype)
+        steps = self._node("Cast", [gaps], f"{label}.steps", _INT64, [count, 1], to=_INT64.value)
+        axis = self._constant("unpack.axis", np.array(0, np.int64))
+        places = self._node("CumSum", [steps, axis], f"{label}.places", _INT64, [count, 1])
+        filled = self._node(
+            "ScatterND", [zeros, places, values], f"{label}.blocks", dtype, [blocks, packed.block]
+        )
+        shape = self._constant(f"unpack.{rows}x{columns}", np.array([rows, columns], np.int64))
+        matrix = self._node("Reshape", [filled, shape], f"{label}.rows", dtype, [rows, columns])
+        if transposed:
+            matrix = self._node(
+                "Transpose", [matrix], f"{label}.columns", dtype, [columns, rows], perm=[1, 0]
+            )
+        matrix.metadata_props.update(stored.metadata_props)
+        ir.convenience.replace_all_uses_with(stored, matrix)
+        del self._graph.initializers[name]
+        matrix.name = name
+
+    def insert(self) -> None:
+        """Put the nodes of every chain in front of all others."""
+        if self._head:
+            self._graph.insert_before(self._graph[0], self._head)
+            self._head = []
+
+    def _zeros(self, blocks: int, block: int, dtype: np.dtype[np.generic]) -> ir.Value:
+        name = f"unpack.zeros.{blocks}x{block}.{dtype.name}"
+        if name not in self._shared:
+            shape = self._constant(f"unpack.{blocks}x{block}", np.array([blocks, block], np.int64))
+            self._shared[name] = self._node(
+                "ConstantOfShape",
+                [shape],
+                name,
+                ir.DataType.from_numpy(dtype),
+                [blocks, block],
+                value=ir.tensor(np.zeros(1, dtype)),
+            )
+        return self._shared[name]
+
+    def _constant(self, name: str, array: Array) -> ir.Value:
+        if name not in self._shared:
+            self._shared[name] = self._initializer(name, array)
+        return self._shared[name]
+
+    def _initializer(self, name: str, array: Array) -> ir.Value:
+        free = _free(name, self._values)
+        tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=free)
+        value = ir.Value(
+            name=free,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self._graph.register_initializer(value)
+        return value
+
+    def _node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        name: str,
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        **attributes: int | Sequence[int] | ir.TensorProtocol,
+    ) -> ir.Value:
+        output = ir.Value(
+            name=_free(name, self._values), shape=ir.Shape(shape), type=ir.TensorType(dtype)
+        )
+        free = _free(name, self._nodes)
+        self._head.append(ir.node(op_type, inputs, attributes, outputs=[output], name=free))
+        return output
+
+
+def _free(name: str, taken: set[str | None]) -> str:
+    free, number = name, 1
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    taken.add(free)
+    return free

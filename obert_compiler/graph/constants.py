@@ -63,7 +63,7 @@ def read_constant(value: ir.Value) -> Array:
         raise GraphError(f"value '{value.name}': expected a constant, found one that inputs change")
     if value.const_value is not None and not nodes:
         return value.const_value.numpy()
-    if all(node.op_type in _SIMPLE for node in nodes):
+    if all(_is_simple(node) for node in nodes):
         return _evaluate_simple(value, nodes)
     return _evaluate_with_onnxruntime(value, nodes)
 
@@ -117,11 +117,65 @@ def _identity(node: ir.Node, operands: list[Array | None]) -> Array:
     return np.asarray(operands[0])
 
 
+def _cast(node: ir.Node, operands: list[Array | None]) -> Array:
+    return np.asarray(operands[0]).astype(ir.DataType(node.attributes.get_int("to", 0)).numpy())
+
+
+def _cum_sum(node: ir.Node, operands: list[Array | None]) -> Array:
+    del node
+    x, axis = np.asarray(operands[0]), np.asarray(operands[1])
+    return np.cumsum(x, axis=int(axis.item()), dtype=x.dtype)
+
+
+def _constant_of_shape(node: ir.Node, operands: list[Array | None]) -> Array:
+    value = node.attributes.get_tensor("value", None)
+    fill = np.zeros(1, np.float32) if value is None else value.numpy()
+    return np.full(np.asarray(operands[0]).tolist(), fill.item(), fill.dtype)
+
+
+def _scatter_nd(node: ir.Node, operands: list[Array | None]) -> Array:
+    del node
+    data, indices, updates = (np.array(x) for x in operands)
+    data[tuple(np.moveaxis(indices, -1, 0))] = updates
+    return data
+
+
+def _reshape(node: ir.Node, operands: list[Array | None]) -> Array:
+    del node
+    return np.asarray(operands[0]).reshape(np.asarray(operands[1]).tolist())
+
+
 _SIMPLE: dict[str, Callable[[ir.Node, list[Array | None]], Array]] = {
-    "Identity": _identity,
-    "Transpose": _transpose,
+    "Cast": _cast,
+    "ConstantOfShape": _constant_of_shape,
+    "CumSum": _cum_sum,
     "DequantizeLinear": _dequantize_linear,
+    "Identity": _identity,
+    "Reshape": _reshape,
+    "ScatterND": _scatter_nd,
+    "Transpose": _transpose,
 }
+"""Ops that NumPy evaluates: those that dequantise, transpose or unpack a weight."""
+
+
+def _is_simple(node: ir.Node) -> bool:
+    """Whether `_SIMPLE` does all that ``node`` asks for; anything rarer goes to onnxruntime."""
+    if node.op_type not in _SIMPLE:
+        return False
+    if node.op_type == "Cast":
+        source = node.inputs[0]
+        to = ir.DataType(node.attributes.get_int("to", 0))
+        integers = source is not None and source.dtype is not None and source.dtype.is_integer()
+        return integers and to.is_integer()
+    if node.op_type == "CumSum":
+        return not any(node.attributes.get_int(a, 0) for a in ("exclusive", "reverse"))
+    if node.op_type == "ScatterND":
+        return node.attributes.get_string("reduction", "none") == "none"
+    if node.op_type == "Reshape":
+        shape = node.inputs[1]
+        constant = None if shape is None else shape.const_value
+        return constant is not None and bool((constant.numpy() != 0).all())
+    return True
 
 
 def _evaluate_with_onnxruntime(value: ir.Value, nodes: list[ir.Node]) -> Array:

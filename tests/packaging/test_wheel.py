@@ -95,6 +95,11 @@ def test_compile_and_run_in_the_empty_environment(environment: Path, tmp_path: P
     assert _run(python, "-c", code, out / "model.onnx", cwd=tmp_path).strip() == "(3, 8) False"
 
 
+def test_every_pass_and_option_is_listed(environment: Path, tmp_path: Path) -> None:
+    listed = _run(environment / "bin" / "obertc", "passes", "--json", cwd=tmp_path)
+    assert {"fisher", "prune", "quant", "pack"} <= {entry["name"] for entry in json.loads(listed)}
+
+
 def test_a_hugging_face_model_names_the_missing_extra(environment: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')

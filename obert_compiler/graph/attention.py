@@ -118,13 +118,14 @@ class _Search:
         softmax: ir.Node,
         context: ir.Node,
     ) -> Attention:
-        query_site = self._origin(query, "query")
+        origins = [
+            self._origin(v, what).name
+            for v, what in ((query, "query"), (key, "key"), (value, "value"))
+        ]
         output_site = self._destination(context.outputs[0])
         heads, head_size = self._heads(query, value, softmax, output_site)
         return Attention(
-            query_site.name,
-            self._origin(key, "key").name,
-            self._origin(value, "value").name,
+            *origins,
             output_site.name,
             heads,
             head_size,

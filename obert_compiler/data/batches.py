@@ -293,7 +293,7 @@ class Batches:
     def describe(self) -> str:
         """One line: origin, number of examples, mean and largest length, labels or none."""
         lengths = [e.length for e in self.examples]
-        labels = "labelled" if self.labelled else "without labels"
+        labels = "labelled" if self.labelled or self.has_targets else "without labels"
         return (
             f"{self.origin}: {len(self.examples)} examples, {np.mean(lengths):.0f} tokens on "
             f"average, {max(lengths)} at most, {labels}"

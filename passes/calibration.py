@@ -98,8 +98,8 @@ class ActivationStatistics:
     @property
     def nbytes(self) -> int:
         """Bytes held now."""
-        arrays = [self.histogram.counts, self._sum, self._keys, self._sample]
-        return sum(array.nbytes for array in arrays)
+        sample = self._keys.nbytes + self._sample.nbytes
+        return self.histogram.counts.nbytes + self._sum.nbytes + sample
 
     @property
     def mean(self) -> FloatArray:

@@ -45,7 +45,8 @@ class GrowingHistogram:
     @property
     def edges(self) -> npt.NDArray[np.float64]:
         """The ``len(counts) + 1`` edges of the bins; bin i holds ``edges[i] <= x < edges[i+1]``."""
-        return np.arange(self._first, self._first + len(self._counts) + 1) * self.width
+        places = np.arange(self._first, self._first + len(self._counts) + 1, dtype=np.float64)
+        return places * self.width
 
     @property
     def centres(self) -> npt.NDArray[np.float64]:

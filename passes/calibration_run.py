@@ -95,13 +95,14 @@ def real_rows(array: FloatArray, mask: npt.NDArray[Any] | None) -> FloatArray:
     ``mask`` is ``[batch, sequence]``; it applies to activations that begin with these axes or have
     one row for each position, and to no others.
     """
+    rows: FloatArray = array.reshape(-1, array.shape[-1])
     if mask is not None and mask.ndim == 2:
         keep = mask.astype(bool)
         if array.ndim >= 3 and array.shape[:2] == keep.shape:
-            return array[keep].reshape(-1, array.shape[-1])
-        if array.ndim == 2 and array.shape[0] == keep.size and keep.shape[1] > 1:
-            return array[keep.reshape(-1)]
-    return array.reshape(-1, array.shape[-1])
+            rows = array[keep].reshape(-1, array.shape[-1])
+        elif array.ndim == 2 and array.shape[0] == keep.size and keep.shape[1] > 1:
+            rows = array[keep.reshape(-1)]
+    return rows
 
 
 def _check_finite(rows: FloatArray, site: str) -> None:

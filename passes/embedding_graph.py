@@ -13,7 +13,7 @@ import onnx_ir as ir
 from obert_compiler.errors import GraphError
 from obert_compiler.graph.linear import SITE_KEY
 from obert_compiler.passes.embedding_quantization import FourBitTable
-from obert_compiler.passes.quant_graph import QuantizedGraph
+from obert_compiler.passes.quant_graph import QuantizedGraph, keep_parameter
 from obert_compiler.passes.weight_quantization import QuantizedWeight
 
 __all__ = ["EightBitRows", "FourBitRows", "redirect_gather"]
@@ -27,6 +27,7 @@ def redirect_gather(editor: QuantizedGraph, gather: ir.Node, rows: ir.Value) -> 
     name = old.name
     ir.convenience.replace_all_uses_with(old, rows, replace_graph_outputs=True)
     rows.metadata_props.update(old.metadata_props)
+    keep_parameter(gather.inputs[0], rows)
     editor.graph.remove(gather, safe=True)
     rows.name = name
 
@@ -76,8 +77,8 @@ class FourBitRows:
             rows = add("Gather", [table, indices], f"{what}_rows", shape, dtype, axis=0)
             return add("Cast", [rows], what, shape, to=_F32.value)
 
-        sixteen = editor.shared_constant("nibble_base", np.float32(16))
-        sixteenth = editor.shared_constant("nibble_base_inverse", np.float32(1 / 16))
+        sixteen = editor.shared_constant("nibble_base", np.array(16, np.float32))
+        sixteenth = editor.shared_constant("nibble_base_inverse", np.array(1 / 16, np.float32))
         split = editor.shared_constant(
             f"nibble_groups_{rank}_{groups}_{columns}",
             np.array([*[0] * rank, groups, columns // groups], np.int64),

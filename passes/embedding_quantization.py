@@ -92,7 +92,8 @@ def quantize_table_4bit(table: FloatArray, group: int) -> FourBitTable:
         q_part, scale[part], zero_point[part] = _quantize_groups(grouped)
         q[part] = q_part.reshape(-1, columns)
     half = columns // 2
-    return FourBitTable(q[:, :half] | (q[:, half:] << 4), scale, zero_point)
+    packed = (q[:, :half] | (q[:, half:] << 4)).astype(np.uint8)
+    return FourBitTable(packed, scale, zero_point)
 
 
 def quantize_table_8bit(table: FloatArray, *, bits: int = 8) -> QuantizedWeight:

@@ -20,7 +20,7 @@ from obert_compiler.graph.linear import LinearSite
 from obert_compiler.passes.calibration import Quantizer
 from obert_compiler.passes.weight_quantization import QuantizedWeight
 
-__all__ = ["QuantizedGraph", "root_initializer"]
+__all__ = ["QuantizedGraph", "keep_parameter", "root_initializer"]
 
 Array = npt.NDArray[np.generic]
 FloatArray = npt.NDArray[np.float32]
@@ -48,6 +48,20 @@ def root_initializer(value: ir.Value) -> tuple[ir.Value, bool]:
     return value, transposed
 
 
+def keep_parameter(old: ir.Value | None, new: ir.Value) -> None:
+    """Let the node that makes ``new`` name the source's parameter that the initializer ``old`` was.
+
+    Its output is that parameter, or rows of it gathered by ids. Whoever needs the float parameter
+    back (a torch checkpoint) finds it by that.
+    """
+    node = new.producer()
+    if old is None or node is None:
+        return
+    for key in ("obert.parameter", "obert.transposed"):
+        if key in old.metadata_props:
+            node.metadata_props[key] = old.metadata_props[key]
+
+
 class QuantizedGraph:
     """Edits one graph; remembers which activations and constants it has written.
 
@@ -67,10 +81,10 @@ class QuantizedGraph:
     def initializer(self, name: str, array: Array) -> ir.Value:
         """A new initializer holding ``array``, under ``name`` or a free variant of it."""
         free = self._free_name(name)
-        tensor = ir.tensor(np.ascontiguousarray(array).reshape(np.shape(array)), name=free)
+        tensor = ir.tensor(np.asarray(array, order="C"), name=free)
         value = ir.Value(
             name=free,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(array.shape),
             type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )
@@ -108,8 +122,10 @@ class QuantizedGraph:
     def quantized_activation(self, x: ir.Value, quantizer: Quantizer) -> ir.Value:
         """``x`` behind its one QuantizeLinear and DequantizeLinear pair."""
         if x not in self._activations:
-            scale = self.initializer(f"{x.name}_scale", np.float32(quantizer.scale))
-            zero_point = self.initializer(f"{x.name}_zero_point", np.uint8(quantizer.zero_point))
+            scale = self.initializer(f"{x.name}_scale", np.array(quantizer.scale, np.float32))
+            zero_point = self.initializer(
+                f"{x.name}_zero_point", np.array(quantizer.zero_point, np.uint8)
+            )
             u8, f32 = ir.DataType.UINT8, ir.DataType.FLOAT
             quantize = self.node(
                 "QuantizeLinear", [x, scale, zero_point], f"{x.name}_quantized", u8, x.shape
@@ -202,7 +218,7 @@ class QuantizedGraph:
             node.replace_input_with(0, x)
             node.replace_input_with(1, weight)
             if bias is not None and new_bias is not bias:
-                add = node.outputs[0].uses()[0].node
+                add = node.outputs[0].consumers()[0]
                 add.replace_input_with(list(add.inputs).index(bias), new_bias)
 
     def _new_bias(

@@ -157,8 +157,8 @@ def _weights_only(
     correct_bias: bool,
 ) -> SitePlan:
     W = site.weight()
-    squares = [np.square(statistics[x].sample).mean(axis=0) for x in site.inputs]
-    importance = np.mean(squares, axis=0, dtype=np.float32)
+    squares = np.stack([np.square(statistics[x].sample).mean(axis=0) for x in site.inputs])
+    importance = squares.mean(axis=0).astype(np.float32)
     quantized = quantize_weight(W, bits=bits, scale=weights, importance=importance)
     correction = None
     if correct_bias and all(bias is not None for bias in site.bias_values):

@@ -11,13 +11,14 @@ import onnx_ir as ir
 
 from obert_compiler.graph.embeddings import EmbeddingSite, find_embeddings
 from obert_compiler.graph.graph import Graph
+from obert_compiler.graph.linear import SITE_KEY
 from obert_compiler.passes.embedding_graph import EightBitRows, FourBitRows
 from obert_compiler.passes.embedding_quantization import (
     group_size,
     quantize_table_4bit,
     quantize_table_8bit,
 )
-from obert_compiler.passes.quant_graph import QuantizedGraph
+from obert_compiler.passes.quant_graph import QuantizedGraph, keep_parameter
 from obert_compiler.passes.quant_plan import SitePlan
 from obert_compiler.passes.quantization_error import relative_error
 from obert_compiler.passes.weight_quantization import QuantizedWeight
@@ -133,9 +134,7 @@ def _quantize_table(
         stored.gather(gather, name)
     if table.uses():
         scale = editor.initializer(f"{name}.weight_row_scales", eight.scale[:, None])
-        ir.convenience.replace_all_uses_with(
-            table, editor.folded(f"{name}.weight", stored.stored, scale)
-        )
+        _replace(table, editor.folded(f"{name}.weight", stored.stored, scale))
     return [row], skips
 
 
@@ -176,7 +175,15 @@ def redirect_other_readers(editor: QuantizedGraph, plan: SitePlan) -> None:
         turn = editor.node("Transpose", [matrix], name, ir.DataType.FLOAT, root.shape, perm)
         editor.insert_after(matrix, [turn])
         matrix = turn.outputs[0]
-    ir.convenience.replace_all_uses_with(root, matrix)
+    _replace(root, matrix)
+
+
+def _replace(matrix: ir.Value, folded: ir.Value) -> None:
+    keep_parameter(matrix, folded)
+    for reader in matrix.consumers():
+        # A product of two constants is no Linear site, and its operand is not stored like one.
+        reader.metadata_props.pop(SITE_KEY, None)
+    ir.convenience.replace_all_uses_with(matrix, folded, replace_graph_outputs=True)
 
 
 def _is_large_parameter(value: ir.Value) -> bool:
@@ -201,7 +208,7 @@ def _fold_parameter(editor: QuantizedGraph, value: ir.Value) -> tuple[Row | None
         return None, Skip(name, f"{reason}; it stays float")
     stored = editor.initializer(f"{name}_quantized", eight.q)
     scale = editor.initializer(f"{name}_row_scale", eight.scale[:, None])
-    ir.convenience.replace_all_uses_with(value, editor.folded(name, stored, scale))
+    _replace(value, editor.folded(name, stored, scale))
     return row, None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from obert_compiler.errors import ModelError, UsageError
 from obert_compiler.frontends.canonical import canonicalise
 from obert_compiler.frontends.configuration import TASK_OUTPUTS, read_config, task_of
 from obert_compiler.frontends.dimensions import name_dimensions
-from obert_compiler.frontends.sentence_embedding import add_sentence_embedding
+from obert_compiler.frontends.sentence_embedding import add_sentence_embedding, read_modules
 from obert_compiler.frontends.torch_module import export, parameter_bytes
 from obert_compiler.graph.graph import Graph, Source
 
@@ -60,12 +60,16 @@ def lower_huggingface(
         )
     if task not in _AUTO_MODELS:
         raise UsageError(f"task '{task}': expected one of {', '.join(_AUTO_MODELS)}")
+    sentences = task == "feature-extraction" and (folder / "modules.json").is_file()
+    steps = read_modules(folder) if sentences else []
     module, missing = _load(folder, model, task)
     loaded: Any = module.config  # with the defaults that config.json leaves out
+    # A pooler may be missing where no output needs it, which only the graph shows.
+    _refuse_untrained((name for name in missing if "pooler" not in name), model, task)
     inputs = _example_inputs(loaded, folder, tokenizer)
     graph_model = _export(module, inputs, TASK_OUTPUTS[task])
     canonicalise(graph_model, parameters=set(module.state_dict()))
-    _refuse_untrained(graph_model, missing, model, task)
+    _refuse_untrained(missing & graph_model.graph.initializers.keys(), model, task)
     source = Source(
         "huggingface",
         location=str(model),
@@ -75,8 +79,8 @@ def lower_huggingface(
         bytes_on_disk=parameter_bytes(module),
     )
     graph = Graph(graph_model, source)
-    if task == "feature-extraction" and (folder / "modules.json").is_file():
-        add_sentence_embedding(graph, folder)
+    if steps:
+        add_sentence_embedding(graph, steps)
     return graph
 
 
@@ -152,14 +156,12 @@ def _load(folder: Path, model: str | Path, task: str) -> tuple[torch.nn.Module, 
     return module.eval(), set(info["missing_keys"])
 
 
-def _refuse_untrained(model: ir.Model, missing: set[str], location: str | Path, task: str) -> None:
-    for value in model.graph.initializers.values():
-        name = value.metadata_props.get("obert.parameter")
-        if name in missing:
-            raise ModelError(
-                f"model '{location}': the checkpoint holds no '{name}', which {task} needs; choose "
-                "the task it was trained for"
-            )
+def _refuse_untrained(names: Iterable[str], location: str | Path, task: str) -> None:
+    for name in names:
+        raise ModelError(
+            f"model '{location}': the checkpoint holds no '{name}', which {task} needs; choose the "
+            "task it was trained for"
+        )
 
 
 def _example_inputs(

@@ -13,7 +13,7 @@ from obert_compiler.frontends.canonical import canonicalise, refuse_foreign_ops
 from obert_compiler.frontends.configuration import TASK_OUTPUTS, read_config, task_of
 from obert_compiler.frontends.dimensions import name_dimensions
 from obert_compiler.frontends.opset import unflatten_softmax, upgrade
-from obert_compiler.frontends.sentence_embedding import add_sentence_embedding
+from obert_compiler.frontends.sentence_embedding import add_sentence_embedding, read_modules
 from obert_compiler.graph.graph import STAGE_KEY, Graph, Source
 
 __all__ = ["NEWEST_OPSET", "OLDEST_OPSET", "lower_onnx"]
@@ -45,7 +45,7 @@ def lower_onnx(
         raise UsageError(f"task '{task}': expected one of {', '.join(TASK_OUTPUTS)}")
     model = _load(file)
     opset = _opset(model)
-    _check_external_data(model, file)
+    _map_external_data(model, file)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common_passes.RemoveInitializersFromInputsPass()(model)
     common_passes.InlinePass()(model)
@@ -103,7 +103,8 @@ def _opset(model: ir.Model) -> int:
     return model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 0))
 
 
-def _check_external_data(model: ir.Model, file: Path) -> None:
+def _map_external_data(model: ir.Model, file: Path) -> None:
+    """Turn external tensors into arrays mapped from their file, which any folder can save."""
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
@@ -122,6 +123,7 @@ def _check_external_data(model: ir.Model, file: Path) -> None:
                 f"file '{path}': expected at least {end} bytes for '{name}', found "
                 f"{path.stat().st_size}; the file is truncated, copy it again"
             )
+        value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
 
 
 def _folder_of(file: Path) -> Path | None:
@@ -139,7 +141,7 @@ def _embed_sentences(graph: Graph, folder: Path | None) -> None:
     foreign = STAGE_KEY not in graph.model.metadata_props
     bare = "last_hidden_state" in outputs and "sentence_embedding" not in outputs
     if foreign and bare and folder is not None and (folder / "modules.json").is_file():
-        add_sentence_embedding(graph, folder)
+        add_sentence_embedding(graph, read_modules(folder))
 
 
 def _float32_bytes(model: ir.Model) -> int:

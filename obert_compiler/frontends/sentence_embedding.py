@@ -12,53 +12,66 @@ from obert_compiler.errors import ModelError
 from obert_compiler.frontends.configuration import read_json
 from obert_compiler.graph.graph import Graph
 
-__all__ = ["add_sentence_embedding"]
-
-_SUPPORTED = "Transformer, Pooling (mean, cls, max), Normalize"
+__all__ = ["add_sentence_embedding", "read_modules"]
 
 
-def add_sentence_embedding(graph: Graph, folder: Path) -> None:
-    """Append the modules of ``folder/modules.json`` and the output ``sentence_embedding``.
-
-    Pooling by mean (over unmasked tokens), first token or maximum, one mode; Normalize to unit
-    length.
+def read_modules(folder: Path) -> list[str]:
+    """What follows the Transformer in ``folder/modules.json``: a pooling mode, then ``normalise``.
 
     Raises:
         ModelError: a module or pooling mode is not supported, or a file does not parse.
     """
-    modules = read_json(folder / "modules.json")
-    kinds = [(str(m.get("type", "")).rsplit(".", 1)[-1], str(m.get("path", ""))) for m in modules]
-    if not kinds or kinds[0][0] != "Transformer" or "Pooling" not in dict(kinds):
-        raise ModelError(f"file '{folder / 'modules.json'}': expected {_SUPPORTED}, found {kinds}")
+    file = folder / "modules.json"
+    modules = read_json(file)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise ModelError(f"file '{file}': expected a list of modules, found something else")
+    steps: list[str] = []
+    for module in modules:
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        if kind == "Pooling" and not steps:
+            steps.append(_pooling_mode(folder / str(module.get("path", "")) / "config.json"))
+        elif kind == "Normalize" and steps:
+            steps.append("normalise")
+        elif kind != "Transformer":
+            raise ModelError(
+                f"file '{file}': expected Transformer, Pooling and Normalize, in this order, found "
+                f"'{kind}'; convert the model without that module"
+            )
+    if not steps:
+        raise ModelError(f"file '{file}': expected a Pooling module, found none")
+    return steps
+
+
+def add_sentence_embedding(graph: Graph, steps: list[str]) -> None:
+    """Append the output ``sentence_embedding`` to a graph with ``last_hidden_state``.
+
+    Args:
+        graph: the graph; it has an input ``attention_mask`` unless the mode is ``cls``.
+        steps: as `read_modules` gives them.
+
+    Raises:
+        ModelError: the graph has no attention mask.
+    """
     model = graph.model
     hidden = next(v for v in model.graph.outputs if v.name == "last_hidden_state")
     build = _Nodes(model.graph)
-    embedding: ir.Value | None = None
-    for kind, path in kinds[1:]:
-        if kind == "Pooling":
-            embedding = _pool(build, model.graph, hidden, read_json(folder / path / "config.json"))
-        elif kind == "Normalize" and embedding is not None:
-            embedding = _normalise(build, embedding)
-        else:
-            raise ModelError(
-                f"file '{folder / 'modules.json'}': module '{kind}' is not supported; supported "
-                f"are {_SUPPORTED}"
-            )
-    if embedding is None:
-        raise ModelError(f"file '{folder / 'modules.json'}': expected a Pooling module, found none")
+    embedding = _pool(build, model.graph, hidden, steps[0])
+    for _ in steps[1:]:
+        embedding = _normalise(build, embedding)
     embedding.name = "sentence_embedding"
     size = hidden.shape[-1] if hidden.shape is not None else None
     embedding.shape = ir.Shape(["batch", size])
     model.graph.outputs.append(embedding)
 
 
-def _pool(build: _Nodes, graph: ir.Graph, hidden: ir.Value, config: dict[str, Any]) -> ir.Value:
-    mode = _pooling_mode(config)
+def _pool(build: _Nodes, graph: ir.Graph, hidden: ir.Value, mode: str) -> ir.Value:
     if mode == "cls":
         return build("Gather", hidden, build.constant("pool_first", np.array(0)), axis=1)
     mask = next((v for v in graph.inputs if v.name == "attention_mask"), None)
     if mask is None:
-        raise ModelError("pooling: expected an input 'attention_mask', found none")
+        raise ModelError(
+            "pooling: expected an input 'attention_mask', found none; export the model with one"
+        )
     last = build.constant("pool_last_axis", np.array([-1]))
     sequence = build.constant("pool_sequence_axis", np.array([1]))
     weights = build("Unsqueeze", build("Cast", mask, to=int(ir.DataType.FLOAT)), last)
@@ -73,7 +86,8 @@ def _pool(build: _Nodes, graph: ir.Graph, hidden: ir.Value, config: dict[str, An
     return build("Div", total, build("Max", count, build.constant("pool_tiny", np.float32(1e-9))))
 
 
-def _pooling_mode(config: dict[str, Any]) -> str:
+def _pooling_mode(file: Path) -> str:
+    config = read_json(file)
     named = config.get("pooling_mode")
     if isinstance(named, str):
         modes = [named]
@@ -87,7 +101,11 @@ def _pooling_mode(config: dict[str, Any]) -> str:
         on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
         modes = [flags.get(key, key) for key in on]
     if len(modes) != 1 or modes[0] not in {"cls", "mean", "max", "mean_sqrt_len"}:
-        raise ModelError(f"pooling: expected one of mean, cls, max, found {modes or 'none'}")
+        found = ", ".join(map(str, modes)) or "none"
+        raise ModelError(
+            f"file '{file}': expected one pooling mode of mean, cls, max, mean_sqrt_len, found "
+            f"{found}; convert the model with one of these"
+        )
     return modes[0]
 
 

@@ -116,7 +116,18 @@ def export(
     if program is None:
         raise ModelError(f"module '{type(module).__name__}': torch.onnx.export returned no model")
     # The exporter's values overload comparison as ONNX ops; a clone's values are plain ones.
-    return program.model.clone()
+    model = program.model.clone()
+    _name_tied(model, module)
+    return model
+
+
+def _name_tied(model: ir.Model, module: torch.nn.Module) -> None:
+    """Call a tied parameter by its first name, as checkpoints do; the exporter takes the last."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        value = model.graph.initializers.get(name)
+        if value is not None and name != first[id(parameter)]:
+            value.name = first[id(parameter)]
 
 
 def parameter_bytes(module: torch.nn.Module) -> int:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from obert_compiler.errors import GraphError
-from obert_compiler.graph.constants import is_constant, read_constant
+from obert_compiler.graph.constants import constant_nodes, is_constant, read_constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,8 @@ __all__ = ["SITE_KEY", "LinearSite", "LinearSites", "Unmatched", "find_linear_si
 
 SITE_KEY = "obert.site"
 """Node metadata that keeps a site's name through every pass."""
+
+_PRODUCTS = {"Conv", "Einsum", "Gemm", "LayerNormalization", "MatMul"}
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -183,6 +185,8 @@ def _why_not(node: ir.Node) -> str | None:
         return "the left operand is the constant one" if is_constant(_operand(node, 0)) else ""
     if is_constant(_operand(node, 0)):
         return "both operands are constants"
+    if any(maker.op_type in _PRODUCTS for maker in constant_nodes(weight) or ()):
+        return "the matrix is computed from several parameters"
     rank = weight.shape.rank() if weight.shape is not None else read_constant(weight).ndim
     if rank != 2:
         return f"the constant has {rank} dimensions, not 2"

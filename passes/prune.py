@@ -9,7 +9,6 @@ and know nothing of one another: saliency, choice, repair.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,6 +21,7 @@ from obert_compiler.graph.graph import Graph, Stage
 from obert_compiler.graph.linear import find_linear_sites
 from obert_compiler.passes.fisher import Fisher
 from obert_compiler.passes.fisher_matrix import FisherMatrix
+from obert_compiler.passes.prune_options import check_sparsity, read_nm, read_override
 from obert_compiler.passes.saliency import group_is_pruned, magnitude_saliency
 from obert_compiler.passes.site_selection import matching, select_sites
 from obert_compiler.passes.sparsity_allocation import (
@@ -97,11 +97,11 @@ class Prune(Pass):
             if value is not None and not (0 < value < math.inf):
                 raise UsageError(f"prune: expected {name} above 0, found {value}")
         if self.sparsity is not None:
-            _check_sparsity("sparsity", self.sparsity)
+            check_sparsity("sparsity", self.sparsity)
         for item in self.override:
-            _read_override(item)
+            read_override(item)
         if self.nm is not None:
-            self._check_nm(*_read_nm(self.nm))
+            self._check_nm(*read_nm(self.nm))
 
     def _check_nm(self, n: int, m: int) -> None:
         if self.override or self.scope != "global":
@@ -122,7 +122,7 @@ class Prune(Pass):
     @property
     def span(self) -> int:
         """Consecutive inputs that must divide a row: a group, or the M of N:M."""
-        return self.block if self.nm is None else _read_nm(self.nm)[1]
+        return self.block if self.nm is None else read_nm(self.nm)[1]
 
     def prerequisites(self, done: Sequence[Pass]) -> tuple[Pass, ...]:
         """A ``fisher`` of the weights as they are now.
@@ -152,7 +152,7 @@ class Prune(Pass):
         sites, _ = select_sites(graph, self.include, self.exclude)
         names = [site.name for site in sites]
         for item in self.override:
-            matching(_read_override(item)[0], names, "override")
+            matching(read_override(item)[0], names, "override")
         for site in sites:
             columns = site.shape[1]
             if columns % self.span:
@@ -259,11 +259,11 @@ class Prune(Pass):
     def _choose(self, names: list[str], saliencies: list[FloatArray]) -> list[BoolArray]:
         """Groups to remove of each site."""
         if self.nm is not None:
-            return [choose_n_of_m(s, *_read_nm(self.nm)) for s in saliencies]
+            return [choose_n_of_m(s, *read_nm(self.nm)) for s in saliencies]
         target = _DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
         own: dict[int, float] = {}
         for item in self.override:
-            pattern, sparsity = _read_override(item)
+            pattern, sparsity = read_override(item)
             for name in matching(pattern, names, "override"):
                 own[names.index(name)] = sparsity
         masks = {i: choose_uniform([saliencies[i]], sparsity)[0] for i, sparsity in own.items()}
@@ -302,36 +302,6 @@ class Prune(Pass):
 
 def _fisher_block(span: int) -> int:
     return span * max(1, _FISHER_BLOCK // span)
-
-
-def _check_sparsity(what: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise UsageError(f"prune: expected {what} between 0 and 1, found {value}")
-
-
-def _read_override(item: str) -> tuple[str, float]:
-    pattern, at, number = item.rpartition("@")
-    try:
-        sparsity = float(number)
-    except ValueError:
-        at = ""
-        sparsity = 0.0
-    if not at or not pattern:
-        raise UsageError(
-            f"prune: expected override as PATTERN@SPARSITY, as in intermediate@0.8, found '{item}'"
-        )
-    _check_sparsity(f"the sparsity of override '{item}'", sparsity)
-    return pattern, sparsity
-
-
-def _read_nm(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)of(\d+)", text)
-    if match is None:
-        raise UsageError(f"prune: expected nm as NofM, as in 2of4, found '{text}'")
-    n, m = int(match[1]), int(match[2])
-    if n > m or m < 1:
-        raise UsageError(f"prune: expected nm to keep at most all, N <= M, found {n} of {m}")
-    return n, m
 
 
 def _total(report: dict[str, dict[str, Any]], key: str) -> float | None:

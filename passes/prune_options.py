@@ -1,0 +1,54 @@
+"""Options of ``prune`` that are texts of their own: ``2of4`` and ``intermediate@0.8``."""
+
+from __future__ import annotations
+
+import re
+
+from obert_compiler.errors import UsageError
+
+__all__ = ["check_sparsity", "read_nm", "read_override"]
+
+
+def check_sparsity(what: str, value: float) -> None:
+    """Check that ``value`` lies in 0..1.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if not 0.0 <= value <= 1.0:
+        raise UsageError(f"prune: expected {what} between 0 and 1, found {value}")
+
+
+def read_override(item: str) -> tuple[str, float]:
+    """Pattern and sparsity of ``PATTERN@SPARSITY``.
+
+    Raises:
+        UsageError: another form, or a sparsity outside 0..1.
+    """
+    pattern, at, number = item.rpartition("@")
+    try:
+        sparsity = float(number)
+    except ValueError:
+        at = ""
+        sparsity = 0.0
+    if not at or not pattern:
+        raise UsageError(
+            f"prune: expected override as PATTERN@SPARSITY, as in intermediate@0.8, found '{item}'"
+        )
+    check_sparsity(f"the sparsity of override '{item}'", sparsity)
+    return pattern, sparsity
+
+
+def read_nm(text: str) -> tuple[int, int]:
+    """N and M of ``NofM``.
+
+    Raises:
+        UsageError: another form, or N above M.
+    """
+    match = re.fullmatch(r"(\d+)of(\d+)", text)
+    if match is None:
+        raise UsageError(f"prune: expected nm as NofM, as in 2of4, found '{text}'")
+    n, m = int(match[1]), int(match[2])
+    if n > m or m < 1:
+        raise UsageError(f"prune: expected nm to keep at most all, N <= M, found {n} of {m}")
+    return n, m

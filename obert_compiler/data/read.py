@@ -13,6 +13,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import re
 import tempfile
 import zipfile
@@ -246,12 +247,18 @@ def _datasets(source: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Silence the progress bars of `datasets`, and restore them."""
+    """Silence the progress bars of `datasets` and the retries that the hub client tells."""
     shown = datasets.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
     datasets.disable_progress_bars()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if shown:
             datasets.enable_progress_bars()
 

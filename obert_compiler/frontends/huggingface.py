@@ -132,6 +132,7 @@ def _load(folder: Path, model: str | Path, task: str) -> tuple[torch.nn.Module, 
             config=config,
             dtype=torch.float32,
             attn_implementation="eager",
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
     except (KeyError, ValueError, ImportError) as error:
@@ -146,12 +147,10 @@ def _load(folder: Path, model: str | Path, task: str) -> tuple[torch.nn.Module, 
     finally:
         transformers.logging.set_verbosity(level)
         transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    mismatched = info.get("mismatched_keys")
-    if mismatched:
-        name = next(iter(mismatched))
+    for name, found, expected in info.get("mismatched_keys", ()):
         raise ModelError(
-            f"model '{model}': parameter '{name}' differs in shape from config.json; use the "
-            "configuration that belongs to the weights"
+            f"model '{model}': parameter '{name}': expected shape {tuple(expected)} by "
+            f"config.json, found {tuple(found)}; use the configuration that belongs to the weights"
         )
     return module.eval(), set(info["missing_keys"])
 

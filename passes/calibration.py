@@ -171,7 +171,7 @@ def choose_range(
 
 
 def _least_error_range(histogram: GrowingHistogram, low: float, high: float) -> tuple[float, float]:
-    """Shrink one end after the other as long as the expected squared error falls."""
+    """Shrink both ends, then one after the other as long as the expected squared error falls."""
     values = histogram.centres.astype(np.float32)
     weights = histogram.counts.astype(np.float64)
     low, high = min(low, 0.0), max(high, 0.0)
@@ -181,7 +181,10 @@ def _least_error_range(histogram: GrowingHistogram, low: float, high: float) -> 
         residual = values - quantizer_for(a, b).round_trip(values)
         return float(weights @ np.square(residual, dtype=np.float64))
 
-    lowest, highest, least = low, high, error(low, high)
+    lowest, highest = low, high
+    both = [(error(lowest * shrink, highest * shrink), shrink) for shrink in shrinks]
+    least, shrink = min(both)
+    low, high = lowest * shrink, highest * shrink
     for _ in range(_ROUNDS):
         before = least
         for shrink in shrinks:

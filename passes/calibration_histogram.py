@@ -15,6 +15,7 @@ import numpy.typing as npt
 __all__ = ["GrowingHistogram"]
 
 _SMALLEST_EXPONENT = -120
+_PLACE_BITS = 40
 
 
 class GrowingHistogram:
@@ -81,7 +82,9 @@ class GrowingHistogram:
         if len(self._counts):
             low = min(low, self._first * self.width)
             high = max(high, (self._first + len(self._counts) - 1) * self.width)
-        exponent = self._exponent
+        # Places stay exact in float64, however large the values are against their spread.
+        magnitude = math.frexp(max(abs(low), abs(high)))[1]
+        exponent = max(self._exponent, magnitude - _PLACE_BITS)
         # A first guess from the range; then exact.
         if high > low:
             exponent = max(exponent, math.frexp((high - low) / self._bins)[1] - 1)

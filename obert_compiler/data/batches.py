@@ -168,7 +168,8 @@ class Batches:
             task: says which columns are read and how.
             tokenizer: a fast tokenizer, or the folder or hub id of one.
             batch_size: examples in a batch.
-            max_length: tokens at most; longer text is cut (question answering: windows).
+            max_length: tokens at most, and never more than the tokenizer says the model takes;
+                longer text is cut (question answering: windows).
             limit: rows at most, drawn by ``seed``.
             split: split of a hub data set.
             seed: seed of the draw.
@@ -217,6 +218,8 @@ class Batches:
             tokenizer = load_tokenizer(tokenizer)
         if not len(rows):
             raise DataError(f"data '{rows.origin}': expected rows, found none")
+        # transformers gives 1e30 where the model states no length.
+        max_length = min(max_length, tokenizer.model_max_length)
         examples = tuple(task.encode(rows, tokenizer, max_length))
         pad = tokenizer.pad_token_id or 0
         return cls(examples, task, rows.origin, batch_size, pad, sort)

@@ -16,6 +16,7 @@ class Tokenizer(Protocol):
 
     pad_token_id: int | None
     mask_token_id: int | None
+    model_max_length: int
     all_special_ids: list[int]
 
     def __call__(self, *args: Any, **options: Any) -> Any:

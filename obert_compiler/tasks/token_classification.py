@@ -79,8 +79,12 @@ class TokenClassification(Task):
         rows = Rows.of(rows)
         rows.pick_columns((("tokens",),), self.columns())
         words = [_words(rows, index) for index in range(len(rows))]
+        space = " " if _loses_spaces(tokenizer) else ""
         encoded: Any = encode_texts(
-            tokenizer, words, max_length=max_length, is_split_into_words=True
+            tokenizer,
+            [[first, *(space + word for word in rest)] for first, *rest in words],
+            max_length=max_length,
+            is_split_into_words=True,
         )
         column = next((c for c in TAG_COLUMNS if c in rows.columns), None)
         examples = []
@@ -176,6 +180,16 @@ def _words(rows: Rows, index: int) -> list[str]:
             f"found {words!r:.60}"
         )
     return list(words)
+
+
+def _loses_spaces(tokenizer: Tokenizer) -> bool:
+    """Whether words given one by one are not encoded as in a text.
+
+    Byte-level tokenizers (RoBERTa, ModernBERT) mark a space in the token behind it, and see none
+    between words unless they were built with ``add_prefix_space``.
+    """
+    apart = tokenizer(["a", "a"], is_split_into_words=True)["input_ids"]
+    return bool(apart != tokenizer("a a")["input_ids"])
 
 
 def _word_starts(word_ids: Sequence[int | None], words: int) -> Array:

@@ -113,6 +113,13 @@ def test_open_takes_the_folder_of_a_tokenizer(
         assert np.array_equal(one.inputs["input_ids"], other.inputs["input_ids"])
 
 
+def test_length_ends_where_the_model_does(tokenizer: Tokenizer) -> None:
+    assert tokenizer.model_max_length == 128
+    rows = [{"text": "film " * 1000, "label": 0}]
+    (example,) = Batches.open(rows, BINARY, tokenizer, max_length=4096).examples
+    assert example.length == 128
+
+
 def test_limit_draws_by_seed(samples: Path, tokenizer: Tokenizer) -> None:
     def ids(seed: int) -> list[list[int]]:
         file = samples / "snips_music.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from obert_compiler.data.batches import Batches
-from obert_compiler.data.tokenizer import Tokenizer
+from obert_compiler.data.tokenizer import Tokenizer, load_tokenizer
 from obert_compiler.errors import DataError
 from obert_compiler.tasks.base import Row
 from obert_compiler.tasks.token_classification import TokenClassification
@@ -98,3 +99,21 @@ def test_samples(samples: Path, tokenizer: Tokenizer) -> None:
 def test_bad_rows(row: dict[str, Any], message: str, tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match=message):
         IOB.encode([row], tokenizer, 16)
+
+
+@pytest.mark.parametrize("arch", ["roberta", "mpnet", "deberta-v2"])
+def test_words_are_encoded_as_in_a_text(arch: str, tiny_folder: Callable[[str, str], Path]) -> None:
+    """Byte-level tokenizers keep the spaces between words; the tags still find their words."""
+    tokenizer: Any = load_tokenizer(tiny_folder(arch, "sequence"))
+    (example,) = IOB.encode([{"tokens": WORDS, "ner_tags": TAGS}], tokenizer, 64)
+    assert example.inputs["input_ids"].tolist() == tokenizer(" ".join(WORDS))["input_ids"]
+    assert example.labels is not None
+    labels = example.labels["labels"]
+    assert [int(label) for label in labels if label >= 0] == TAGS
+    at = tokenizer(" ".join(WORDS), return_offsets_mapping=True)["offset_mapping"]
+    starts = [at[i] for i in np.flatnonzero(labels >= 0)]
+    text = " ".join(WORDS)
+    assert [text[a:b].strip()[:1].lower() for a, b in starts] in (
+        ["j", "l", "i", "p", "."],
+        ["j", "", "", "", ""],  # the space is a token of its own in a tiny vocabulary
+    )

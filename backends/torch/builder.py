@@ -56,8 +56,9 @@ class Builder:
         linear_paths: path of the nn.Linear of each site.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, fake_quantisation: bool = True) -> None:
         check_supported(graph)
+        self._fake_quantisation = fake_quantisation
         self.graph = graph
         self.tree = ModuleTree()
         self.fx_graph = fx.Graph()
@@ -101,10 +102,10 @@ class Builder:
             if node not in self._done and node in self._needed:
                 self._node(node)
             self._release(node)
-        outputs = {}
+        outputs: dict[str, Any] = {}
         for value in self.graph.model.graph.outputs:
             result = self._read(value)
-            outputs[value.name] = self._as_node(result, f"{value.name}")
+            outputs[str(value.name)] = self._as_node(result, str(value.name))
         self.fx_graph.output(outputs)
         for fx_node in reversed(self.fx_graph.nodes):
             if not fx_node.users and fx_node.op not in {"placeholder", "output"}:
@@ -140,7 +141,7 @@ class Builder:
                 continue
             needed.add(node)
             site = self._sites.get(node)
-            read = node.inputs if site is None else node.inputs[:1] + node.inputs[2:]
+            read = list(node.inputs if site is None else (node.inputs[0], *node.inputs[2:]))
             stack.extend(value for value in read if value is not None)
             for value in read:
                 if value is not None:
@@ -157,7 +158,8 @@ class Builder:
             operands = [None if i is None else self._read(i) for i in partner.inputs]
             if not isinstance(operands[0], torch.Tensor):
                 call = Call(partner, operands, self)
-                self._values[node.outputs[0]] = fake_quantise_row(call)
+                rounded = fake_quantise_row(call) if self._fake_quantisation else call.operand(0)
+                self._values[node.outputs[0]] = rounded
                 return
         call = Call(node, [None if i is None else self._read(i) for i in node.inputs], self)
         result = OPERATORS[node.op_type](call)

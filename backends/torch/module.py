@@ -38,7 +38,7 @@ class OnnxModule(fx.GraphModule):
         return cast("dict[str, Stored]", self.meta["stored"])
 
 
-def to_module(graph: Graph) -> OnnxModule:
+def to_module(graph: Graph, *, fake_quantisation: bool = True) -> OnnxModule:
     """Turn a graph into a torch module with the same outputs.
 
     Float initializers become parameters under their source names, every Linear site an nn.Linear
@@ -46,10 +46,14 @@ def to_module(graph: Graph) -> OnnxModule:
     under ``constants``. Quantised activations become fake quantisation with straight-through
     gradients.
 
+    Args:
+        graph: in canonical form; any stage.
+        fake_quantisation: False leaves activations as they are instead of rounding them.
+
     Raises:
         GraphError: an op has no row in the operator table.
     """
-    builder = Builder(graph)
+    builder = Builder(graph, fake_quantisation=fake_quantisation)
     builder.build()
     module = OnnxModule(builder.tree.root, builder.fx_graph, class_name="OnnxModule")
     module.meta["linear_paths"] = builder.linear_paths

@@ -15,12 +15,19 @@ from obert_compiler.graph.constants import constant_nodes
 from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.linear import LinearSite, LinearSites
 
-__all__ = ["PARAMETER_KEY", "ModuleTree", "Stored", "stored_initializer", "trainable_initializers"]
+__all__ = [
+    "FLOATS",
+    "PARAMETER_KEY",
+    "ModuleTree",
+    "Stored",
+    "stored_initializer",
+    "trainable_initializers",
+]
 
 PARAMETER_KEY = "obert.parameter"
 """Initializer metadata: the name of the source parameter it was taken from."""
 
-_FLOATS = frozenset(
+FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
 
@@ -69,7 +76,7 @@ def stored_initializer(site: LinearSite) -> tuple[ir.Value, bool] | None:
             return None
         value, transposed = node.inputs[0], not transposed
         node = value.producer()
-    if value.const_value is None or value.dtype not in _FLOATS:
+    if value.const_value is None or value.dtype not in FLOATS:
         return None
     return value, transposed
 
@@ -95,7 +102,7 @@ def trainable_initializers(graph: Graph, sites: LinearSites) -> frozenset[ir.Val
         always.update(b for b in site.bias_values if b is not None and b.producer() is None)
     chosen = set()
     for value in initializers:
-        if value.dtype not in _FLOATS or value.const_value is None:
+        if value.dtype not in FLOATS or value.const_value is None:
             continue
         uses = value.uses()
         if uses and all(use.node in unpacking for use in uses):

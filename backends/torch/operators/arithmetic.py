@@ -70,9 +70,9 @@ def _on_host(call: Call, dtype: torch.dtype | None = None) -> Host | None:
     hosts = call.hosts()
     if hosts is None:
         return None
-    result = call.emit(elementwise, call.node.op_type, *hosts)
     rank = max(call.rank(i) or 0 for i in range(len(hosts)))
-    return Host(result, rank, dtype or call.dtype(len(hosts) - 1) or torch.int64)
+    dtype = dtype or call.dtype(len(hosts) - 1) or torch.int64
+    return call.emit_host(elementwise, call.node.op_type, *hosts, rank=rank, dtype=dtype)
 
 
 @operator("Neg", "Abs")

@@ -50,7 +50,7 @@ def _rotary_embedding(call: Call) -> Operand:
 
 def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:
     """``[batch, sequence, heads * width]`` as ``[batch, heads, sequence, width]``."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2) if x.ndim == 3 else x
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) if x.ndim == 3 else x
 
 
 def attention(

@@ -18,7 +18,8 @@ def _gather(call: Call) -> Operand:
     data, axis = call.operand(0), call.integer("axis", 0)
     index_rank = call.rank(1)
     if isinstance(data, Host):
-        return Host(call.emit(pick, data.value, call.host(1)), index_rank or 0, data.dtype)
+        rank = index_rank or 0
+        return call.emit_host(pick, data.value, call.host(1), rank=rank, dtype=data.dtype)
     if index_rank == 0 and isinstance(call.operand(1), (Host, torch.Tensor)):
         return call.emit(torch.select, data, axis, call.host(1))
     return call.emit(gather, data, call.tensor(1), axis)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import operator as python
-from typing import Any
 
 import torch
 
-from obert_compiler.backends.torch.operators.table import Call, Operand, operator
+from obert_compiler.backends.torch.operators.table import Call, Operand, TensorOperand, operator
 
 
 @operator("MatMul")
@@ -28,7 +27,7 @@ def _gemm(call: Call) -> Operand:
     return add_bias(call, product)
 
 
-def add_bias(call: Call, product: Any) -> Any:
+def add_bias(call: Call, product: TensorOperand) -> TensorOperand:
     """Gemm's ``+ beta * C``, where C is given."""
     if not call.has(2):
         return product

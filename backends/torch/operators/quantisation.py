@@ -105,7 +105,7 @@ class FakeQuantise(torch.autograd.Function):
     """Quantise and dequantise; the gradient passes where nothing was clipped."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: torch.Tensor,
         scale: torch.Tensor,
@@ -119,7 +119,7 @@ class FakeQuantise(torch.autograd.Function):
         return (levels.clamp(low, high) - zero) * scale
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         """The gradient with respect to ``x`` alone."""
         (inside,) = ctx.saved_tensors
         return gradient * inside, None, None, None, None

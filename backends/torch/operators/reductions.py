@@ -90,7 +90,8 @@ def _reduce(call: Call) -> Operand:
         return operand
     if isinstance(operand, Host) and kind in _ON_HOST:
         rank = operand.rank if keepdims else 0
-        return Host(call.emit(reduce_host, kind, operand.value, keepdims), rank, operand.dtype)
+        arguments = (kind, operand.value, keepdims)
+        return call.emit_host(reduce_host, *arguments, rank=rank, dtype=operand.dtype)
     if isinstance(axes, int):
         axes = (axes,)
     x = call.tensor(0)

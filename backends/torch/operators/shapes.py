@@ -29,13 +29,13 @@ def _shape(call: Call) -> Operand:
     operand = call.operand(0)
     start, end = call.integer("start", 0), call.node.attributes.get_int("end", None)
     if isinstance(operand, Host):
-        return Host(call.emit(shape_of_host, operand.value), 1)
-    return Host(call.emit(shape_of, operand, start, end), 1)
+        return call.emit_host(shape_of_host, operand.value, rank=1)
+    return call.emit_host(shape_of, operand, start, end, rank=1)
 
 
 @operator("Size")
 def _size(call: Call) -> Operand:
-    return Host(call.emit(torch.numel, call.tensor(0)), 0)
+    return call.emit_host(torch.numel, call.tensor(0), rank=0)
 
 
 @operator("Identity", "Dropout")
@@ -68,7 +68,7 @@ def _cast(call: Call) -> Operand:
 def _cast_like(call: Call) -> Operand:
     dtype = call.dtype(1)
     if dtype is None:
-        return call.method("type_as", call.tensor(0), call.tensor(1))
+        return call.emit_method("type_as", call.tensor(0), call.tensor(1))
     return _to(call, dtype)
 
 
@@ -76,15 +76,15 @@ def _to(call: Call, dtype: torch.dtype) -> Operand:
     operand = call.operand(0)
     if isinstance(operand, Host) and dtype in {torch.int64, torch.int32}:
         return Host(operand.value, operand.rank, dtype)
-    return call.method("to", call.tensor(0), dtype)
+    return call.emit_method("to", call.tensor(0), dtype)
 
 
 @operator("Reshape")
 def _reshape(call: Call) -> Operand:
     operand, shape = call.operand(0), call.host(1)
     if isinstance(operand, Host) and isinstance(shape, tuple) and len(shape) < 2:
-        value = call.emit(as_tuple if shape else only, operand.value)
-        return Host(value, len(shape), operand.dtype)
+        reshaped = as_tuple if shape else only
+        return call.emit_host(reshaped, operand.value, rank=len(shape), dtype=operand.dtype)
     if isinstance(shape, fx.Node) or (0 in _tuple(shape) and not call.flag("allowzero")):
         return call.emit(reshape, call.tensor(0), shape, call.flag("allowzero"))
     return call.emit(torch.reshape, call.tensor(0), shape)
@@ -115,7 +115,7 @@ def _transpose(call: Call) -> Operand:
 def _squeeze(call: Call) -> Operand:
     operand, axes = call.operand(0), _axes(call, 1)
     if isinstance(operand, Host):
-        return Host(call.emit(only, operand.value), 0, operand.dtype)
+        return call.emit_host(only, operand.value, rank=0, dtype=operand.dtype)
     if axes is None:
         return call.emit(torch.squeeze, operand)
     return call.emit(torch.squeeze, operand, axes)
@@ -127,7 +127,7 @@ def _unsqueeze(call: Call) -> Operand:
     if axes is None:
         raise call.error("expected axes, found none")
     if isinstance(operand, Host) and axes in {(0,), (-1,)} and operand.rank == 0:
-        return Host(call.emit(as_tuple, operand.value), 1, operand.dtype)
+        return call.emit_host(as_tuple, operand.value, rank=1, dtype=operand.dtype)
     x = call.tensor(0)
     if isinstance(axes, tuple) and len(axes) == 1:
         return call.emit(torch.unsqueeze, x, axes[0])
@@ -138,7 +138,7 @@ def _unsqueeze(call: Call) -> Operand:
 def _concat(call: Call) -> Operand:
     hosts = call.hosts()
     if hosts is not None:
-        return Host(call.emit(join, tuple(hosts)), 1)
+        return call.emit_host(join, tuple(hosts), rank=1)
     return call.emit(torch.cat, call.tensors(), dim=call.integer("axis"))
 
 
@@ -164,8 +164,8 @@ def _slice(call: Call) -> Operand:
     axes = call.host(3) if call.has(3) else None
     steps = call.host(4) if call.has(4) else None
     if isinstance(operand, Host):
-        value = call.emit(slice_host, operand.value, starts, ends, steps)
-        return Host(value, 1, operand.dtype)
+        bounds = (starts, ends, steps)
+        return call.emit_host(slice_host, operand.value, *bounds, rank=1, dtype=operand.dtype)
     return call.emit(slice_tensor, operand, starts, ends, axes, steps)
 
 
@@ -268,12 +268,12 @@ def elementwise(kind: str, *values: int | tuple[int, ...]) -> int | tuple[int, .
 
 def largest(*values: int) -> int:
     """Maximum; Python's own would compare symbolic sizes and so fix them."""
-    return functools.reduce(torch.sym_max, values)  # type: ignore[no-any-return]
+    return functools.reduce(torch.sym_max, values)
 
 
 def smallest(*values: int) -> int:
     """Minimum, likewise."""
-    return functools.reduce(torch.sym_min, values)  # type: ignore[no-any-return]
+    return functools.reduce(torch.sym_min, values)
 
 
 def choose(condition: bool, a: int, b: int) -> int:

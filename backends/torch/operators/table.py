@@ -163,8 +163,7 @@ class Call:
         operand = self.operand(index)
         if isinstance(operand, Host):
             return operand.value
-        value: HostValue = self.emit(host_from_tensor, operand)
-        return value
+        return self.emit_host(host_from_tensor, operand, rank=0).value
 
     def hosts(self) -> list[HostValue] | None:
         """Every input as host integers if that loses nothing, else None.
@@ -246,15 +245,26 @@ class Call:
         """Device of the graph's inputs, for tensors that a row creates."""
         return self._to.device
 
-    def emit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def emit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> TensorOperand:
         """Call ``function`` at run time, or now when every argument is a constant."""
-        return self._to.emit("call_function", function, args, kwargs, self._name)
+        result: TensorOperand = self._emit("call_function", function, args, kwargs)
+        return result
 
-    def method(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def emit_method(self, name: str, *args: Any) -> TensorOperand:
         """Call the tensor method ``name`` of the first argument."""
-        return self._to.emit("call_method", name, args, kwargs, self._name)
+        result: TensorOperand = self._emit("call_method", name, args, {})
+        return result
 
-    def outputs_of(self, result: Any, number: int) -> tuple[Any, ...]:
+    def emit_host(
+        self, function: Callable[..., Any], *args: Any, rank: int, dtype: torch.dtype = torch.int64
+    ) -> Host:
+        """Call a function of host integers that yields an int (rank 0) or a tuple (rank 1)."""
+        return Host(self._emit("call_function", function, args, {}), rank, dtype)
+
+    def _emit(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._to.emit(kind, target, args, kwargs, self._name)
+
+    def outputs_of(self, result: TensorOperand, number: int) -> tuple[TensorOperand, ...]:
         """The ``number`` items of a result that is a tuple."""
         return tuple(self.emit(item, result, i) for i in range(number))
 

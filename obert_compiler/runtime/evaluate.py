@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from obert_compiler.data.batches import Batches
+from obert_compiler.data.batches import Batch, Batches
 from obert_compiler.errors import NumericsError, UsageError
 from obert_compiler.graph.graph import Graph
 from obert_compiler.runtime.cpu import cpu_name, default_threads
@@ -113,12 +113,8 @@ def evaluate(
         found = model.run(feed)
         seconds += time.perf_counter() - start
         found = {name: value[: len(batch)] for name, value in found.items()}
-        kept = task.reduce(found, batch)
-        for row, value in zip(batch.rows, kept, strict=True):
-            if not np.all(np.isfinite(value)):
-                raise NumericsError(
-                    f"output of example {row}: expected finite numbers, found NaN or infinity"
-                )
+        _check_finite(found, batch, data)
+        for row, value in zip(batch.rows, task.reduce(found, batch), strict=True):
             outputs[row] = value
     complete = tuple(value for value in outputs if value is not None)
     metrics = task.metric(complete, data.examples)
@@ -133,6 +129,19 @@ def evaluate(
         threads or default_threads(),
         complete,
     )
+
+
+def _check_finite(outputs: Mapping[str, Array], batch: Batch, data: Batches) -> None:
+    for name, value in outputs.items():
+        # In float64 no sum of float32 overflows: it is finite exactly when every term is.
+        with np.errstate(invalid="ignore"):
+            if value.dtype.kind != "f" or np.isfinite(value.sum(dtype=np.float64)):
+                continue
+        bad = next(i for i in range(len(batch)) if not np.all(np.isfinite(value[i])))
+        raise NumericsError(
+            f"output '{name}' of example {batch.rows[bad] + 1} of data '{data.origin}': expected "
+            "finite numbers, found NaN or infinity; look for NaN in the weights of the model"
+        )
 
 
 def label_agreement(first: Evaluation, second: Evaluation) -> float:

@@ -18,7 +18,7 @@ import onnx_ir.passes.common as common_passes
 
 from obert_compiler.errors import ModelError
 from obert_compiler.frontends import parameters as parameter_names
-from obert_compiler.frontends.precision import to_float32
+from obert_compiler.frontends.precision import to_float32, to_int64_inputs
 from obert_compiler.graph.graph import STAGE_KEY
 
 __all__ = ["OPSET", "canonicalise", "refuse_foreign_ops"]
@@ -70,6 +70,7 @@ def canonicalise(model: ir.Model, *, parameters: Set[str] | None = None) -> None
     common_passes.RemoveInitializersFromInputsPass()(model)
     if STAGE_KEY not in model.metadata_props:  # what this package wrote is canonical already
         to_float32(model)
+        to_int64_inputs(model)
         _lower_foreign(model, parameters)
     _refuse_control_flow(model)
     refuse_foreign_ops(model)
@@ -83,6 +84,9 @@ def _lower_foreign(model: ir.Model, parameters: Set[str] | None) -> None:
     common_passes.RemoveUnusedNodesPass()(model)
     parameter_names.mark_parameters(model, parameters)
     parameter_names.split_identities(model)
+    if any(node.op_type in _CONTROL_FLOW for node in model.graph):
+        _simplify(model)  # a branch whose condition is constant goes; Identity is looked at later
+        _refuse_control_flow(model)
     common_passes.IdentityEliminationPass()(model)
     parameter_names.restore_names(model)
     parameter_names.split_merged(model)

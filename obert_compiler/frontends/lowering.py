@@ -66,16 +66,18 @@ def lower(
 
 
 def _onnx_file(model: str | Path) -> Path | None:
-    """The ONNX file that ``model`` names: itself, or ``model.onnx`` in the folder."""
+    """The ONNX file that ``model`` names: itself, or the one in a folder without other weights."""
     path = Path(model)
     if path.suffix == ".onnx":
         return path
-    if not path.is_dir():
-        return None
-    weights = ("*.safetensors", "*.bin", "*.safetensors.index.json")
-    if any(any(path.glob(pattern)) for pattern in weights):
+    weights = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
+    if not path.is_dir() or any(any(path.glob(pattern)) for pattern in weights):
         return None
     for file in (path / "model.onnx", path / "onnx" / "model.onnx"):
         if file.is_file():
             return file
-    return None
+    others = sorted(path.glob("*.onnx"))
+    if len(others) > 1:
+        names = ", ".join(file.name for file in others)
+        raise UsageError(f"model '{model}': expected one ONNX file, found {names}; name the file")
+    return others[0] if others else None

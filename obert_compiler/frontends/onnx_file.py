@@ -84,6 +84,7 @@ def _load(file: Path) -> ir.Model:
             f"file '{file}': expected an ONNX model, found bytes that do not parse as one; the "
             "file is truncated or something else"
         ) from error
+    _shorten_domain(model)
     opset = _opset(model)
     if not model.graph.outputs or not opset:
         raise ModelError(
@@ -100,7 +101,17 @@ def _load(file: Path) -> ir.Model:
 
 def _opset(model: ir.Model) -> int:
     """Version of the standard ops, 0 where the model imports none."""
-    return model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 0))
+    return model.graph.opset_imports.get("", 0)
+
+
+def _shorten_domain(model: ir.Model) -> None:
+    """Write the domain of the standard ops as "", its other spelling being ai.onnx."""
+    opsets = model.graph.opset_imports
+    if "ai.onnx" in opsets:
+        opsets.setdefault("", opsets.pop("ai.onnx"))
+    for node in model.graph.all_nodes():
+        if node.domain == "ai.onnx":
+            node.domain = ""
 
 
 def _map_external_data(model: ir.Model, file: Path) -> None:

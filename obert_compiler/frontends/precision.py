@@ -1,11 +1,11 @@
-"""Half, bfloat16 and double become float32: weights, values, and the ops that name a type."""
+"""One float type and one type of token ids: float32, whatever the source had, and int64."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["to_float32"]
+__all__ = ["to_float32", "to_int64_inputs"]
 
 _OTHER_FLOATS = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type")
@@ -30,6 +30,26 @@ def to_float32(model: ir.Model) -> None:
         for output in node.outputs:
             _convert_value(output)
     _remove_float_casts(graph)
+
+
+def to_int64_inputs(model: ir.Model) -> None:
+    """Let int32 inputs (TensorFlow's token ids) be int64; a Cast gives the graph what it had."""
+    graph = model.graph
+    for value in graph.inputs:
+        if value.dtype != ir.DataType.INT32:
+            continue
+        value.dtype = ir.DataType.INT64
+        readers = tuple(value.uses())
+        output = ir.Value(
+            name=f"{value.name}_int32", shape=value.shape, type=ir.TensorType(ir.DataType.INT32)
+        )
+        to = {"to": int(ir.DataType.INT32)}
+        name = f"{value.name}_to_int32"
+        node = ir.node("Cast", [value], attributes=to, outputs=[output], name=name)
+        for use in readers:
+            use.node.replace_input_with(use.idx, output)
+        if graph:
+            graph.insert_before(graph[0], node)
 
 
 def _convert_value(value: ir.Value) -> None:

@@ -127,7 +127,8 @@ class _Nodes:
     def __call__(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         self._count += 1
         name = f"sentence_{op_type}_{self._count}"
-        output = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
+        dtype = ir.DataType(attributes.get("to", ir.DataType.FLOAT))
+        output = ir.Value(name=name, type=ir.TensorType(dtype))
         node = ir.node(op_type, list(inputs), attributes, outputs=[output], name=name)
         self._graph.append(node)
         return output

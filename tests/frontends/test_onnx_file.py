@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from obert_compiler.errors import UsageError
 from obert_compiler.frontends import lower
 from obert_compiler.graph import Stage, find_linear_sites
 
@@ -185,6 +186,26 @@ def test_tensorflow_style(tmp_path, run):
     assert (site.name, site.shape) == (names["k"], (16, 8))
     x = matrix(2, 5, 8)
     np.testing.assert_allclose(run(graph, {"x": x})["y"], x @ kernel + bias, atol=1e-5)
+
+
+def test_int32_token_ids_become_int64(tmp_path, run):
+    table = matrix(20, 8)
+    shapes = {"inputs": "int32[n, s] ids", "outputs": "float[n, s, 8] y"}
+    graph = lower(save(proto_of("y = Gather(table, ids)", {"table": table}, **shapes), tmp_path))
+    assert graph.model.graph.inputs[0].dtype == ir.DataType.INT64
+    ids = RNG.integers(0, 20, (2, 5))
+    np.testing.assert_array_equal(run(graph, {"ids": ids})["y"], table[ids])
+
+
+def test_domain_of_standard_ops_may_be_spelt_out(mlp, tmp_path, run):
+    proto = proto_of(MLP, mlp, opset=13)
+    proto.opset_import[0].domain = "ai.onnx"
+    for node in proto.graph.node:
+        node.domain = "ai.onnx"
+    graph = lower(save(proto, tmp_path))
+    assert graph.model.graph.opset_imports == {"": 21}
+    x = matrix(5, 8)
+    np.testing.assert_allclose(run(graph, {"x": x})["y"], mlp_of(x, mlp), atol=1e-5)
 
 
 # --- layouts of weights ----------------------------------------------------------------------
@@ -397,6 +418,15 @@ def test_configuration_beside_the_file(layout, encoder, tmp_path):
     assert graph.source.folder == tmp_path
     assert graph.source.config["vocab_size"] == 20
     assert lower(file, task="feature-extraction").source.task == "feature-extraction"
+
+
+def test_folder_with_another_file_name(encoder, tmp_path):
+    save(encoder, tmp_path, "encoder.onnx")
+    (tmp_path / "training_args.bin").write_bytes(b"")
+    assert lower(tmp_path).source.location == str(tmp_path / "encoder.onnx")
+    save(encoder, tmp_path, "again.onnx")
+    with pytest.raises(UsageError, match=r"found again\.onnx, encoder\.onnx; name the file"):
+        lower(tmp_path)
 
 
 def test_no_configuration(encoder, tmp_path):

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from obert_compiler.errors import GraphError
 from obert_compiler.graph.graph import Graph, Stage
-from obert_compiler.graph.linear import LinearSite, find_linear_sites
+from obert_compiler.graph.linear import SITE_KEY, LinearSite, find_linear_sites
 from obert_compiler.graph.patterns import matches
 from obert_compiler.passes.sparse_packing import choose, pack
 from obert_compiler.passes.unpacking_chain import UnpackingChains, is_unpacked
@@ -82,6 +82,8 @@ class Pack(Pass):
             if reason is not None:
                 skips.append(Skip(site.name, reason))
         chains.insert()
+        if rows:
+            _record_names(found.sites)
         report = {
             "sites": rows,
             "bytes_before": sum(row["bytes_before"] for row in rows),
@@ -107,6 +109,13 @@ class Pack(Pass):
         if other is not None:
             return f"shared with node '{other.name}' ({other.op_type})"
         return None
+
+
+def _record_names(sites: tuple[LinearSite, ...]) -> None:
+    """Write names that came from initializers onto the nodes: a chain has other initializers."""
+    for site in sites:
+        for node in site.nodes:
+            node.metadata_props.setdefault(SITE_KEY, site.name)
 
 
 def _stored(site: LinearSite) -> tuple[ir.Value, bool]:

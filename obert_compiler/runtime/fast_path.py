@@ -13,6 +13,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from obert_compiler.graph.constants import is_constant
 from obert_compiler.graph.graph import Graph
 from obert_compiler.runtime.session import open_session, session_options
 
@@ -41,7 +42,8 @@ class Products:
 
     Attributes:
         integer: how many run in integers.
-        floating: names of the ones that run in float.
+        floating: names of the ones that run in float, be the matrix stored in float or dequantised
+            at each call.
         ops: number of nodes by op, of the whole graph.
     """
 
@@ -80,6 +82,6 @@ def count_products(model: str | Path | Graph) -> Products:
                 integer += 1
             elif node.op_type in FLOAT_OPS:
                 weight = node.inputs[1]
-                if weight is not None and weight.producer() is None and weight.is_initializer():
+                if weight is not None and is_constant(weight):
                     floating.append(node.name or weight.name or node.op_type)
         return Products(integer, tuple(floating), dict(ops))

@@ -32,12 +32,13 @@ def bag_of_words(
     sequence: int | str = "sequence",
     *,
     quantised: bool = False,
+    weight_only: bool = False,
     infinite: bool = False,
 ) -> onnx.ModelProto:
     """Logits from the masked mean of the rows of a table: a model of two inputs and one output.
 
     The weight of class 1 is the sum of features; ``quantised`` puts QuantizeLinear and
-    DequantizeLinear around the product.
+    DequantizeLinear around the product, ``weight_only`` DequantizeLinear behind the weight alone.
     """
     generator = np.random.default_rng(0)
     table = generator.standard_normal((ROWS, WIDTH)).astype(np.float32)
@@ -55,27 +56,33 @@ def bag_of_words(
         node("ReduceSum", ["mask", "axis"], ["count"], keepdims=0),
         node("Div", ["sum", "count"], ["mean"]),
     ]
+    if quantised or weight_only:
+        constants |= {
+            "w_int": np.clip(np.round(weight / 0.05), -64, 64).astype(np.int8),
+            "w_scale": np.full(CLASSES, 0.05, np.float32),
+            "w_zero": np.zeros(CLASSES, np.int8),
+        }
+        nodes.append(node("DequantizeLinear", ["w_int", "w_scale", "w_zero"], ["weight"], axis=1))
+    else:
+        constants["weight"] = weight
     if quantised:
         constants |= {
             "x_scale": np.float32(0.05),
             "x_zero": np.uint8(128),
-            "w_int": np.clip(np.round(weight / 0.05), -64, 64).astype(np.int8),
-            "w_scale": np.full(CLASSES, 0.05, np.float32),
-            "w_zero": np.zeros(CLASSES, np.int8),
             "y_scale": np.float32(0.1),
             "y_zero": np.uint8(128),
         }
         nodes += [
             node("QuantizeLinear", ["mean", "x_scale", "x_zero"], ["x_int"]),
             node("DequantizeLinear", ["x_int", "x_scale", "x_zero"], ["x"]),
-            node("DequantizeLinear", ["w_int", "w_scale", "w_zero"], ["w"], axis=1),
-            node("MatMul", ["x", "w"], ["y"], name="product"),
+            node("MatMul", ["x", "weight"], ["y"], name="product"),
             node("QuantizeLinear", ["y", "y_scale", "y_zero"], ["y_int"]),
             node("DequantizeLinear", ["y_int", "y_scale", "y_zero"], ["logits"]),
         ]
     else:
-        constants["weight"] = weight
-        nodes.append(node("MatMul", ["mean", "weight"], ["logits"], name="product"))
+        # ONNX Runtime has a kernel for MatMul of a float and a dequantised matrix, none for Gemm.
+        op = "Gemm" if weight_only else "MatMul"
+        nodes.append(node(op, ["mean", "weight"], ["logits"], name="product"))
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
@@ -105,9 +112,9 @@ def model_file(tmp_path: Path) -> Path:
 def make_model(tmp_path: Path) -> Callable[..., Path]:
     """`bag_of_words` with options, written as ``NAME.onnx``."""
 
-    def make(name: str, *shape: int | str, quantised: bool = False, infinite: bool = False) -> Path:
+    def make(name: str, *shape: int | str, **options: bool) -> Path:
         path = tmp_path / f"{name}.onnx"
-        onnx.save(bag_of_words(*shape, quantised=quantised, infinite=infinite), path)
+        onnx.save(bag_of_words(*shape, **options), path)
         return path
 
     return make

@@ -80,7 +80,7 @@ def test_fixed_shape_too_short(make_model: Callable[..., Path], data: Batches) -
 
 def test_infinite_outputs_are_an_error(make_model: Callable[..., Path], data: Batches) -> None:
     with pytest.raises(
-        NumericsError, match=r"output 'logits' of example \d+ of .*found NaN or infin"
+        NumericsError, match=r"output 'logits' of example \d+ of .*found NaN or inf"
     ):
         evaluate(make_model("infinite", infinite=True), data)
 

@@ -32,13 +32,13 @@ def bag_of_words(
     sequence: int | str = "sequence",
     *,
     quantised: bool = False,
-    weight_only: bool = False,
+    shared: bool = False,
     infinite: bool = False,
 ) -> onnx.ModelProto:
     """Logits from the masked mean of the rows of a table: a model of two inputs and one output.
 
-    The weight of class 1 is the sum of features; ``quantised`` puts QuantizeLinear and
-    DequantizeLinear around the product, ``weight_only`` DequantizeLinear behind the weight alone.
+    ``quantised`` puts QuantizeLinear and DequantizeLinear around the product; ``shared`` dequantises
+    the weight alone and gives it out too, which keeps ONNX Runtime from fusing the two.
     """
     generator = np.random.default_rng(0)
     table = generator.standard_normal((ROWS, WIDTH)).astype(np.float32)
@@ -56,7 +56,7 @@ def bag_of_words(
         node("ReduceSum", ["mask", "axis"], ["count"], keepdims=0),
         node("Div", ["sum", "count"], ["mean"]),
     ]
-    if quantised or weight_only:
+    if quantised or shared:
         constants |= {
             "w_int": np.clip(np.round(weight / 0.05), -64, 64).astype(np.int8),
             "w_scale": np.full(CLASSES, 0.05, np.float32),
@@ -80,9 +80,7 @@ def bag_of_words(
             node("DequantizeLinear", ["y_int", "y_scale", "y_zero"], ["logits"]),
         ]
     else:
-        # ONNX Runtime has a kernel for MatMul of a float and a dequantised matrix, none for Gemm.
-        op = "Gemm" if weight_only else "MatMul"
-        nodes.append(node(op, ["mean", "weight"], ["logits"], name="product"))
+        nodes.append(node("MatMul", ["mean", "weight"], ["logits"], name="product"))
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
@@ -91,7 +89,10 @@ def bag_of_words(
             value("input_ids", TensorProto.INT64, [batch, sequence]),
             value("attention_mask", TensorProto.INT64, [batch, sequence]),
         ],
-        [value("logits", TensorProto.FLOAT, [batch, CLASSES])],
+        [
+            value("logits", TensorProto.FLOAT, [batch, CLASSES]),
+            *([value("weight", TensorProto.FLOAT, [WIDTH, CLASSES])] if shared else []),
+        ],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
     opset = [helper.make_opsetid("", 21)]

@@ -127,8 +127,8 @@ def test_products_in_integers_and_in_float(make_model: Callable[..., Path]) -> N
     integer = count_products(make_model("integer", quantised=True))
     assert (integer.integer, integer.floating) == (1, ())
     assert integer.ops["Gather"] == 1
-    weight_only = count_products(make_model("weight_only", weight_only=True))
-    assert (weight_only.integer, weight_only.floating) == (0, ("product",))
+    dequantised = count_products(make_model("dequantised", shared=True))
+    assert (dequantised.integer, dequantised.floating) == (0, ("product",))
 
 
 def test_bytes_count_external_data(model_file: Path, tmp_path: Path) -> None:

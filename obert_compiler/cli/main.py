@@ -93,15 +93,11 @@ def _fail(message: str, code: int, debug: bool) -> int:
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Silence what libraries say on the side; with --debug they speak."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    root = logging.getLogger()
-    handler = logging.NullHandler()  # keeps warnings of loggers off stderr
-    root.addHandler(handler)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        root.removeHandler(handler)
+        logging.disable(before)

@@ -92,3 +92,16 @@ def mlp(tmp_path: Path) -> Path:
     file = tmp_path / "mlp.onnx"
     ir.save(model, file)
     return file
+
+
+@pytest.fixture(scope="session")
+def emitted(
+    tiny_folder: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A tiny classifier of two labels, emitted unchanged: every test of data reads it quickly."""
+    from obert_compiler import Recipe, compile_model
+
+    folder: Path = tmp_path_factory.mktemp("emitted") / "bert"
+    recipe = Recipe(model=str(tiny_folder("bert", "sequence")))
+    compile_model(recipe, folder, latency=False)
+    return folder

@@ -43,7 +43,8 @@ def build_model(graph: Graph) -> onnx.ModelProto:
             f"model: expected weights of at most {_INLINE_LIMIT} bytes for a model in memory, "
             f"found {size}; write it to a folder instead"
         )
-    proto = ir.to_proto(graph.model)
+    # Weights that a file or a checkpoint holds are read: the protobuf must not point there.
+    proto = ir.to_proto(ir.external_data.load_to_model(graph.model))
     _tidy(proto)
     return proto
 

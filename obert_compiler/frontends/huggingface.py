@@ -123,6 +123,7 @@ def _load(folder: Path, model: str | Path, task: str) -> tuple[torch.nn.Module, 
 
     auto = getattr(transformers, _AUTO_MODELS[task])
     level = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -146,7 +147,8 @@ def _load(folder: Path, model: str | Path, task: str) -> tuple[torch.nn.Module, 
         ) from error
     finally:
         transformers.logging.set_verbosity(level)
-        transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if bars:
+            transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     for name, found, expected in info.get("mismatched_keys", ()):
         raise ModelError(
             f"model '{model}': parameter '{name}': expected shape {tuple(expected)} by "

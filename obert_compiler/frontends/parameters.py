@@ -33,7 +33,7 @@ TRANSPOSED_KEY = "obert.transposed"
 """Metadata of an initializer: "1" where the source's parameter is stored transposed."""
 
 _CALL_NUMBER = re.compile(r"_\d+$")
-_MASKS = {"Add", "Expand", "Gather", "Max", "Min", "Slice", "Where"}
+_MASK_READERS = {"Add", "Expand", "Max", "Min", "Slice", "Unsqueeze", "Where"}
 
 
 def mark_parameters(model: ir.Model, parameters: Set[str] | None) -> None:
@@ -281,7 +281,8 @@ def check_finite(model: ir.Model) -> None:
         # One reduction, no array of flags: the sum of finite float32 in float64 is finite.
         if np.isfinite(np.sum(array, dtype=np.float64)):
             continue
-        mask = array.ndim > 2 and {use.node.op_type for use in value.uses()} <= _MASKS
+        readers = {use.node.op_type for use in value.uses()}
+        mask = array.ndim > 1 and readers <= _MASK_READERS
         if mask and not np.isnan(array).any():
             continue
         parameter = value.metadata_props.get(PARAMETER_KEY, name)

@@ -87,13 +87,13 @@ def export(
     Raises:
         ModelError: a parameter is not finite, or the exporter refuses the module.
     """
-    for name, parameter in module.state_dict().items():
+    for name, parameter in module.named_parameters():
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
             raise ModelError(
                 f"parameter '{name}': expected finite values, found NaN or infinity; mend the "
                 "checkpoint"
             )
-    training = module.training
+    training = [child for child in module.modules() if child.training]
     module.eval()
     try:
         with _quiet(), torch.no_grad():
@@ -112,7 +112,8 @@ def export(
             f"module '{type(module).__name__}': torch.onnx.export refused it: {_reason(error)}"
         ) from error
     finally:
-        module.train(training)
+        for child in training:
+            child.training = True
     if program is None:
         raise ModelError(f"module '{type(module).__name__}': torch.onnx.export returned no model")
     # The exporter's values overload comparison as ONNX ops; a clone's values are plain ones.

@@ -115,11 +115,21 @@ def test_large_finite_weights_are_fine(tmp_path):
     assert len(lower(file).model.graph) == 1
 
 
-def test_infinity_in_a_mask_is_fine(tmp_path):
-    mask = np.full((1, 1, 4), -np.inf, np.float32)
+@pytest.mark.parametrize("shape", [(4, 4), (1, 1, 4)])
+def test_infinity_in_a_mask_is_fine_and_nan_is_not(shape, tmp_path):
+    mask = np.full(shape, -np.inf, np.float32)
     mask[..., 0] = 0
-    file = save(tmp_path, "y = Add(x, mask)", {"mask": mask}, inputs="float[n, 2, 4] x")
+    file = save(tmp_path, "y = Add(x, mask)", {"mask": mask}, inputs="float[n, 4, 4] x")
     assert len(lower(file).model.graph) == 1
+    mask[..., 1] = np.nan
+    file = save(tmp_path, "y = Add(x, mask)", {"mask": mask}, inputs="float[n, 4, 4] x")
+    assert "parameter 'mask': expected finite" in refusal(file, ModelError)
+
+
+def test_infinity_in_a_table_is_refused(tmp_path):
+    table = np.full((4, 4), np.inf, np.float32)
+    file = save(tmp_path, "y = Gather(table, x)", {"table": table}, inputs="int64[n] x")
+    assert "parameter 'table': expected finite" in refusal(file, ModelError)
 
 
 def test_unknown_task_and_misplaced_options(tmp_path):

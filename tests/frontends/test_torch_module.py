@@ -19,6 +19,7 @@ class Tagger(torch.nn.Module):
         self.decoder = torch.nn.Linear(8, 20)
         self.decoder.weight = self.table.weight
         torch.nn.init.zeros_(self.shared.bias)
+        self.frozen = torch.nn.Dropout()
 
     def forward(self, ids, scale):
         hidden = self.table(ids) * scale[:, None]
@@ -30,6 +31,7 @@ def tagger():
     """The module in training mode, and what it was lowered to."""
     torch.manual_seed(0)
     module = Tagger().train()
+    module.frozen.eval()
     ids, scale = torch.full((2, 6), 3), torch.ones(2, 8)
     graph = lower(module, example_inputs={"ids": ids, "scale": scale}, task="token-classification")
     return module, graph
@@ -53,6 +55,7 @@ def test_dimensions_and_source(tagger):
     assert graph.source.task == "token-classification"
     assert graph.source.bytes_on_disk == 4 * (20 * 8 + 8 * 8 + 8 + 20)
     assert module.training
+    assert not module.frozen.training
 
 
 def test_shared_layer_is_one_site_and_the_decoder_stays_tied(tagger):

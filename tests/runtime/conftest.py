@@ -37,8 +37,8 @@ def bag_of_words(
 ) -> onnx.ModelProto:
     """Logits from the masked mean of the rows of a table: a model of two inputs and one output.
 
-    ``quantised`` puts QuantizeLinear and DequantizeLinear around the product; ``shared`` dequantises
-    the weight alone and gives it out too, which keeps ONNX Runtime from fusing the two.
+    ``quantised`` puts QuantizeLinear and DequantizeLinear around the product; ``shared``
+    dequantises the weight alone and gives it out too, which keeps ONNX Runtime from fusing the two.
     """
     generator = np.random.default_rng(0)
     table = generator.standard_normal((ROWS, WIDTH)).astype(np.float32)

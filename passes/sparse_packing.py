@@ -29,7 +29,7 @@ GAP_BITS: tuple[GapBits, ...] = (4, 8)
 """Widths of a gap, in bits."""
 
 BLOCKS = (1, 2, 4, 8, 16, 32)
-"""Lengths of blocks that `choose` tries."""
+"""Lengths of blocks that `choose` tries, ascending."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,18 @@ def choose(matrix: Array) -> tuple[int, GapBits, int]:
     Returns:
         ``(block, bits, bytes)``.
     """
-    best: tuple[int, int, GapBits] | None = None
     kept = matrix.reshape(-1) != 0
-    for block in BLOCKS:
-        if matrix.shape[1] % block:
-            break
+    weights = int(np.count_nonzero(kept))
+    best: tuple[int, int, GapBits] | None = None
+    for block in reversed(BLOCKS):
+        # Kept blocks hold every weight, and each has a gap: nothing of this length is smaller.
+        bound = weights * matrix.itemsize + _gap_bytes(weights // block, GAP_BITS[0])
+        if matrix.shape[1] % block or (best is not None and bound >= best[0]):
+            continue
         positions = np.flatnonzero(kept.reshape(-1, block).any(axis=1) if block > 1 else kept)
         for bits in GAP_BITS:
             size = _size(positions, block, bits, matrix.itemsize)
-            if best is None or size <= best[0]:
+            if best is None or size < best[0]:
                 best = (size, block, bits)
     if best is None:
         raise ValueError(f"expected a matrix of at least one column, found shape {matrix.shape}")

@@ -1,0 +1,121 @@
+"""What unpacking at load costs: a packed model against itself with its weights stored whole.
+
+    python benchmarks/packed_load.py OUT/model.onnx
+
+Every measurement is a fresh process, packed and unpacked in turn; the table gives the smallest of
+each. Time is that of opening the session; memory is what the process holds afterwards, the whole of
+it and what the session added. Two openings are compared: ``onnxruntime.InferenceSession`` as it is,
+and `obert_compiler.runtime.session`, which also hands freed memory back to the system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from obert_compiler.graph.constants import read_constant
+from obert_compiler.passes.unpacking_chain import is_unpacked
+
+_PROBE = """
+import json, sys, time, psutil, onnxruntime
+from obert_compiler.runtime.session import open_session, session_options
+path, threads, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+process = psutil.Process()
+options = session_options(threads)
+before = process.memory_info().rss
+start = time.perf_counter()
+if how == "runtime":
+    session = open_session(path, options)
+else:
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+seconds = time.perf_counter() - start
+resident = process.memory_info().rss
+peak = process.memory_info().rss
+for line in open("/proc/self/status"):
+    if line.startswith("VmHWM:"):
+        peak = int(line.split()[1]) * 1024
+print(json.dumps([seconds, resident, resident - before, peak]))
+"""
+_ROWS = ("load time, ms", "resident, MB", "resident, added, MB", "peak, MB")
+_UNITS = (1e3, 1e-6, 1e-6, 1e-6)
+
+
+def unpacked_copy(packed: Path, target: Path) -> None:
+    """Write ``packed`` with every chain replaced by the weight that it makes."""
+    model = ir.load(packed)
+    graph = model.graph
+    made = [output for node in graph for output in node.outputs if is_unpacked(output)]
+    ends = [v for v in made if not any(is_unpacked(o) for n in v.consumers() for o in n.outputs)]
+    for value in ends:
+        array = np.ascontiguousarray(read_constant(value))
+        name = f"{value.name}_whole"
+        stored = ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            const_value=ir.tensor(array, name=name),
+        )
+        graph.register_initializer(stored)
+        ir.convenience.replace_all_uses_with(value, stored)
+    if not ends:
+        raise SystemExit(f"{packed}: expected a packed model, found no packed weight")
+    _remove_dead(model)
+    onnx.save(ir.to_proto(model), target)
+
+
+def _remove_dead(model: ir.Model) -> None:
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)
+
+
+def measure(path: Path, threads: int, how: str) -> list[float]:
+    """Seconds, resident bytes, resident bytes added, peak bytes of opening ``path`` once."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE, str(path), str(threads), how],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    figures: list[float] = json.loads(done.stdout)
+    return figures
+
+
+def compare(packed: Path, unpacked: Path, threads: int, rounds: int, how: str) -> None:
+    """Measure in turn and print a table of minima."""
+    found: dict[Path, list[list[float]]] = {packed: [], unpacked: []}
+    for _ in range(rounds):
+        for path, figures in found.items():
+            figures.append(measure(path, threads, how))
+    least = [[min(column) for column in zip(*rows, strict=True)] for rows in found.values()]
+    print(f"{how:20s} {'packed':>10s} {'unpacked':>10s} {'ratio':>7s}")
+    for row, unit, a, b in zip(_ROWS, _UNITS, *least, strict=True):
+        print(f"{row:20s} {a * unit:10.1f} {b * unit:10.1f} {a / b:7.2f}")
+
+
+def main() -> None:
+    """Parse the command line, compare both openings."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path, help="a packed model.onnx")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="packed-load-") as folder:
+        unpacked = Path(folder) / "unpacked.onnx"
+        unpacked_copy(options.model, unpacked)
+        sizes = [path.stat().st_size for path in (options.model, unpacked)]
+        print(f"bytes: packed {sizes[0]}, unpacked {sizes[1]}")
+        for how in ("onnxruntime", "runtime"):
+            compare(options.model, unpacked, options.threads, options.rounds, how)
+
+
+if __name__ == "__main__":
+    main()

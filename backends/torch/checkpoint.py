@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,14 @@ def write_checkpoint(graph: Graph, folder: Path) -> dict[str, Any]:
 
     Raises:
         ArtefactError: the source cannot be loaded again, or does not fit the graph.
+        GraphError: the graph holds one parameter with two values.
     """
-    model = _load_source(graph)
-    untouched = _replace_parameters(model, graph)
-    _cut_layers(model, graph)
-    _compare(model, graph)
-    model.save_pretrained(folder)
+    with _quiet():
+        model = _load_source(graph)
+        untouched = _replace_parameters(model, graph)
+        _cut_layers(model, graph)
+        _compare(model, graph)
+        model.save_pretrained(folder)
     _copy_tokenizer(graph, folder)
     files = sorted(folder.glob("*.safetensors*"))
     return {
@@ -55,6 +59,22 @@ def write_checkpoint(graph: Graph, folder: Path) -> dict[str, Any]:
         "files": [file.name for file in files],
         "parameters_of_the_source": untouched,
     }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and warnings: the runner reports."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _load_source(graph: Graph) -> Any:
@@ -83,7 +103,7 @@ def _load_source(graph: Graph) -> Any:
 
 def _replace_parameters(model: nn.Module, graph: Graph) -> list[str]:
     """Copy the graph's parameters into ``model``; returns the names of those it does not hold."""
-    targets = dict(model.named_parameters(remove_duplicate=False))
+    targets: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     targets.update(model.named_buffers(remove_duplicate=False))
     replaced: set[torch.Tensor] = set()
     with torch.no_grad():

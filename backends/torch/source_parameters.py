@@ -28,22 +28,38 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def source_parameters(graph: Graph) -> dict[str, FloatArray]:
-    """Every parameter of the source that the graph holds, float32, shaped as in the source."""
+    """Every parameter of the source that the graph holds, float32, shaped as in the source.
+
+    Raises:
+        GraphError: the graph holds one parameter with two values.
+    """
     found: dict[str, FloatArray] = {}
     for site in find_linear_sites(graph):
-        found[f"{site.name}.weight"] = site.weight()
+        _add(found, f"{site.name}.weight", site.weight())
     for node in graph.model.graph:
         name = node.metadata_props.get(PARAMETER_KEY)
         if name is not None:
             array = _made_by(node)
-            found[name] = array.T if TRANSPOSED_KEY in node.metadata_props else array
+            _add(found, name, array.T if TRANSPOSED_KEY in node.metadata_props else array)
     for value in graph.model.graph.initializers.values():
         name = value.metadata_props.get(PARAMETER_KEY)
         if name is None or value.const_value is None or value.dtype not in FLOATS:
             continue
         array = value.const_value.numpy().astype(np.float32, copy=False)
-        found[name] = array.T if TRANSPOSED_KEY in value.metadata_props else array
+        _add(found, name, array.T if TRANSPOSED_KEY in value.metadata_props else array)
     return found
+
+
+def _add(found: dict[str, FloatArray], name: str, array: FloatArray) -> None:
+    earlier = found.setdefault(name, array)
+    if earlier is array:
+        return
+    if earlier.shape != array.shape or not np.allclose(earlier, array, rtol=1e-5, atol=1e-7):
+        raise GraphError(
+            f"parameter '{name}': expected one value, found two in the graph, which a checkpoint "
+            "cannot hold; a bias that 'quant' corrected for some of its uses is written with "
+            "quant:bias_correction=false"
+        )
 
 
 def _made_by(node: ir.Node) -> FloatArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -15,13 +15,17 @@ import torch
 from onnx import helper, numpy_helper
 
 from obert_compiler.backends.torch import TorchBackend, to_module
-from obert_compiler.errors import ArtefactError
+from obert_compiler.data.batches import Batches
+from obert_compiler.errors import ArtefactError, GraphError
 from obert_compiler.graph import Graph, Source, find_linear_sites
 from obert_compiler.passes.drop_layers import DropLayers
+from obert_compiler.passes.pack import Pack
+from obert_compiler.passes.quant import Quant
 from obert_compiler.pipeline.contract import Context
 from obert_compiler.pipeline.registry import BACKENDS, load
 
 TinyGraph = Callable[[str, str], Graph]
+TinyFolder = Callable[[str, str], Path]
 
 AUTO = {
     "sequence": "AutoModelForSequenceClassification",
@@ -97,6 +101,49 @@ def test_pruned_weights_and_dropped_layers_load_from_pretrained(
     _check_same(result.graph, tmp_path, head)
 
 
+@pytest.mark.parametrize(
+    ("arch", "head", "embeddings"),
+    [
+        ("bert", "sequence", "4bit"),
+        ("mpnet", "embedding", "8bit"),
+        ("albert", "mlm", "8bit"),  # the table is a Linear weight too
+        ("deberta-v3", "sequence", "4bit"),  # a weight is also multiplied by a constant
+    ],
+)
+def test_quantised_and_packed_weights_are_written_as_what_they_stand_for(
+    arch: str,
+    head: str,
+    embeddings: Literal["4bit", "8bit"],
+    tiny_graph: TinyGraph,
+    tiny_folder: TinyFolder,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    graph = tiny_graph(arch, head)
+    _prune(graph)
+    data = Batches.from_arrays({name: x.numpy() for name, x in _inputs(graph).items()})
+    quant = Quant(embeddings=embeddings, bias_correction=arch != "deberta-v3")
+    graph = quant.run(graph, Context(data=data)).graph
+    graph = Pack().run(graph, Context()).graph
+    capfd.readouterr()
+    TorchBackend().write(graph, tmp_path)
+    assert capfd.readouterr() == ("", "")
+    _check_same(graph, tmp_path, head)
+    written, source = _load(tmp_path, head), _load(tiny_folder(arch, head), head)
+    table = written.get_input_embeddings().weight
+    assert not torch.equal(table, source.get_input_embeddings().weight)
+
+
+def test_a_parameter_with_two_values_is_refused(tiny_graph: TinyGraph, tmp_path: Path) -> None:
+    graph = tiny_graph("deberta-v3", "sequence")
+    data = Batches.from_arrays({name: x.numpy() for name, x in _inputs(graph).items()})
+    # The correction is for the products of activations; relative positions share the bias.
+    graph = Quant().run(graph, Context(data=data)).graph
+    with pytest.raises(GraphError, match=r"_proj\.bias': expected one value, found two"):
+        TorchBackend().write(graph, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_written_folder_tokenises(tiny_graph: TinyGraph, tmp_path: Path) -> None:
     import transformers
 
@@ -109,7 +156,7 @@ def test_the_written_folder_tokenises(tiny_graph: TinyGraph, tmp_path: Path) -> 
 
 
 def test_a_parameter_without_use_stays_the_sources(
-    tiny_graph: TinyGraph, tiny_folder: Callable[[str, str], Path], tmp_path: Path
+    tiny_graph: TinyGraph, tiny_folder: TinyFolder, tmp_path: Path
 ) -> None:
     graph = tiny_graph("bert", "features")
     report = TorchBackend().write(graph, tmp_path)
@@ -129,7 +176,7 @@ def test_a_source_that_is_gone_is_named(tiny_graph: TinyGraph, tmp_path: Path) -
 
 
 def test_a_source_of_another_shape_is_refused(
-    tiny_graph: TinyGraph, tiny_folder: Callable[[str, str], Path], tmp_path: Path
+    tiny_graph: TinyGraph, tiny_folder: TinyFolder, tmp_path: Path
 ) -> None:
     graph = tiny_graph("bert", "sequence")
     other = str(tiny_folder("electra", "sequence"))

@@ -138,7 +138,8 @@ class Fisher(Pass):
             "seconds": {kind: round(seconds, 3) for kind, seconds in run.seconds.items()},
             "dead_inputs": run.dead_inputs,
         }
-        return PassResult(graph, False, report, (*skips, *run.skips))
+        notes = (*skips, *run.skips, *_uses_with_constants(sites))
+        return PassResult(graph, False, report, notes)
 
     def restore(self, context: Context) -> None:
         """Re-open the statistics that an interrupted run left.
@@ -158,6 +159,19 @@ class Fisher(Pass):
                 "give data with labels, or labels=model"
             )
         return self.labels == "model" or not known
+
+
+def _uses_with_constants(sites: Sequence[LinearSite]) -> list[Skip]:
+    """Sites whose weight also multiplies a constant (DeBERTa's relative positions).
+
+    The product is one for the whole batch, and so is its gradient.
+    """
+    reason = "its product with a constant has one gradient for the whole batch, which is left out"
+    return [
+        Skip(site.name, reason)
+        for site in sites
+        if any(use.node not in site.nodes for use in site.weight_value.uses())
+    ]
 
 
 def _check_weights(sites: Sequence[LinearSite]) -> None:

@@ -33,18 +33,6 @@ class FisherMatrix:
     damping: float
     where: str = "matrix"
 
-    @classmethod
-    def damped(
-        cls, F: FloatArray, layout: BlockLayout, damping: float, *, relative: bool, where: str
-    ) -> FisherMatrix:
-        """With ``damping`` as it is, or ``relative`` to the mean diagonal of the matrix.
-
-        Raises:
-            NumericsError: the Fisher is not finite, or zero everywhere.
-        """
-        scale = obs.absolute_damping(F, layout.valid(), 1.0, where)
-        return cls(F, layout, damping * scale if relative else damping, where)
-
     def saliency(self, W: FloatArray, group: int) -> FloatArray:
         """Saliency of groups of ``group`` consecutive inputs, ``[out, in / group]``.
 

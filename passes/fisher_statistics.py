@@ -23,6 +23,7 @@ from obert_compiler.passes.fisher_blocks import (
     packed_size,
     unpack_symmetric,
 )
+from obert_compiler.passes.obs import mean_diagonal
 
 __all__ = ["FisherStatistics"]
 
@@ -39,12 +40,14 @@ class FisherStatistics:
         block: weights per Fisher block.
         count: examples whose gradients were averaged.
         layouts: how the matrix of each site is cut, by site name.
+        mean_squares: mean diagonal of the Fisher of each site, by site name.
     """
 
     folder: Path
     block: int
     count: int = 0
     layouts: dict[str, BlockLayout] = field(default_factory=dict)
+    mean_squares: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def create(cls, work: Path | None, block: int) -> FisherStatistics:
@@ -82,9 +85,10 @@ class FisherStatistics:
             block = int(index["block"])
             layouts = {
                 name: BlockLayout(rows, columns, block)
-                for name, (rows, columns) in index["sites"].items()
+                for name, (rows, columns, _) in index["sites"].items()
             }
-            statistics = cls(folder, block, int(index["examples"]), layouts)
+            means = {name: float(mean) for name, (*_, mean) in index["sites"].items()}
+            statistics = cls(folder, block, int(index["examples"]), layouts, means)
             for name in layouts:
                 found = statistics._file(name).stat().st_size
                 if found != statistics.bytes_of(name):
@@ -100,9 +104,11 @@ class FisherStatistics:
         """Store the blocks ``[count, B, B]`` of the site ``name``.
 
         Raises:
+            NumericsError: the diagonal is not finite.
             ArtefactError: the disk is full or not writable.
         """
         self.layouts[name] = layout
+        self.mean_squares[name] = mean_diagonal(blocks, layout.valid(), f"site '{name}'")
         try:
             with self._file(name).open("wb") as file:
                 for start in range(0, layout.count, _CHUNK_BLOCKS):
@@ -118,7 +124,10 @@ class FisherStatistics:
     def finish(self, examples: int) -> None:
         """Record that every site is written, each the mean over ``examples`` gradients."""
         self.count = examples
-        sites = {name: [layout.rows, layout.columns] for name, layout in self.layouts.items()}
+        sites = {
+            name: [layout.rows, layout.columns, self.mean_squares[name]]
+            for name, layout in self.layouts.items()
+        }
         index = {"block": self.block, "examples": examples, "sites": sites}
         try:
             (self.folder / _INDEX).write_text(json.dumps(index), encoding="utf-8")
@@ -148,6 +157,13 @@ class FisherStatistics:
         except (OSError, ValueError) as error:
             raise ArtefactError(f"Fisher of '{name}' in '{self.folder}': {error}") from error
         return blocks
+
+    @property
+    def mean_square(self) -> float:
+        """Mean diagonal over the weights of all sites: the scale of the Fisher of the model."""
+        weights = {name: x.rows * x.columns for name, x in self.layouts.items()}
+        total = sum(self.mean_squares[name] * count for name, count in weights.items())
+        return total / max(1, sum(weights.values()))
 
     def bytes_of(self, name: str) -> int:
         """Bytes on disk of one site."""

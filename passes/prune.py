@@ -60,7 +60,9 @@ class Prune(Pass):
             last one that matches counts.
         include: patterns of sites to prune instead of those in encoder layers.
         exclude: patterns of sites to leave alone.
-        damping: added to the diagonal of the Fisher, as a share of the matrix's mean diagonal.
+        damping: what is added to the diagonal of every Fisher block, as a share of the mean
+            diagonal over all sites. One number for all of them keeps their saliencies comparable
+            where gradients are too small to tell weights apart.
         absolute_damping: the same as a number, in place of ``damping``; the paper has 1e-7.
         repair: move the remaining weights to make up for the removed ones (method ``fisher``).
         samples: examples for the ``fisher`` pass that is inserted when none was asked for.
@@ -79,7 +81,7 @@ class Prune(Pass):
     override: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    damping: float = 1e-3
+    damping: float = 1e-2
     absolute_damping: float | None = None
     repair: bool = True
     samples: int = 1024
@@ -231,10 +233,13 @@ class Prune(Pass):
                 f"site '{site.name}': expected the Fisher of a {site.shape} matrix, found that of "
                 f"{(layout.rows, layout.columns)}; run 'fisher' again"
             )
-        relative = self.absolute_damping is None
-        damping = self.damping if self.absolute_damping is None else self.absolute_damping
-        where = f"site '{site.name}'"
-        return FisherMatrix.damped(blocks, layout, damping, relative=relative, where=where)
+        if statistics.mean_squares[site.name] == 0:
+            raise NumericsError(
+                f"site '{site.name}': expected gradients, found none that differs from zero; it "
+                f"does not reach the loss: leave it out (exclude={site.name}), or give more samples"
+            )
+        damping = self.absolute_damping or self.damping * statistics.mean_square
+        return FisherMatrix(blocks, layout, damping, f"site '{site.name}'")
 
     def _saliency(self, site: LinearSite, context: Context) -> FloatArray:
         """Saliency of the groups of one site; minus infinity where pruned already."""

@@ -34,7 +34,18 @@ def test_they_can_be_opened_by_a_later_run(written, tmp_path):
     opened = FisherStatistics.open(tmp_path)
     assert (opened.block, opened.count, opened.layouts) == (4, 7, written.layouts)
     np.testing.assert_array_equal(opened.blocks("b/c"), written.blocks("b/c"))
+    assert opened.mean_squares == written.mean_squares
     assert opened.bytes_of("a") == 9 * 10 * 4
+
+
+def test_the_scale_is_the_mean_diagonal_over_all_weights(written):
+    total = count = 0
+    for name, layout in written.layouts.items():
+        for row, block in enumerate(written.blocks(name)):
+            width = min(4, layout.columns - 4 * (row % layout.per_row))
+            total, count = total + np.diag(block)[:width].sum(), count + width
+    assert count == 3 * 10 + 5 * 8
+    assert written.mean_square == pytest.approx(total / count)
 
 
 def test_a_damaged_folder_is_named(written, tmp_path):

@@ -160,18 +160,12 @@ def test_results_do_not_depend_on_the_chunks(monkeypatch):
     np.testing.assert_array_equal(loss_again, loss)
 
 
-def test_damping_is_relative_to_the_mean_diagonal_of_weights_alone():
+def test_the_mean_diagonal_is_that_of_weights_alone():
     F = np.zeros((2, 3, 3), np.float32)
     F[0, range(3), range(3)] = [1.0, 2.0, 3.0]
     F[1, 0, 0] = 6.0
     valid = np.array([[True, True, True], [True, False, False]])
-    assert obs.absolute_damping(F, valid, 0.1, "matrix") == pytest.approx(0.1 * 12 / 4)
-
-
-def test_a_matrix_without_gradients_is_an_error():
-    F = np.zeros((2, 3, 3), np.float32)
-    with pytest.raises(NumericsError, match=r"site 'a': expected gradients.*exclude"):
-        obs.absolute_damping(F, np.ones((2, 3), bool), 0.1, "site 'a'")
+    assert obs.mean_diagonal(F, valid, "matrix") == pytest.approx(12 / 4)
 
 
 def test_a_dead_input_is_the_cheapest_and_leaves_the_rest_alone():
@@ -207,4 +201,4 @@ def test_a_block_with_nan_is_named(monkeypatch):
         obs.group_saliency(F, w, np.ones(w.shape, bool), group=1, damping=1e-3)
     F[3, 0, 0] = np.inf
     with pytest.raises(NumericsError, match="found inf on its diagonal at weight 12"):
-        obs.absolute_damping(F, np.ones(w.shape, bool), 1e-3, "matrix")
+        obs.mean_diagonal(F, np.ones(w.shape, bool), "matrix")

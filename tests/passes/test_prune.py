@@ -69,14 +69,12 @@ def zero_groups(W, group):
     return (W.reshape(W.shape[0], -1, group) == 0).all(axis=2)
 
 
-def oracle_fisher(W, statistics, name, group, damping=1e-3):
+def oracle_fisher(W, statistics, name, group, damping=1e-2):
     """Saliency of each group by dense inverses, and the inverse of each block."""
     layout, F = statistics.layouts[name], statistics.blocks(name).astype(np.float64)
     block = layout.block
     per_row = layout.per_row
-    mean = np.mean(
-        [F[k, i, i] for k in range(len(F)) for i in range(block) if _inside(k, i, layout)]
-    )
+    mean = np.mean([s for n in statistics.layouts for s in diagonal(statistics, n)])
     rho = np.zeros((W.shape[0], W.shape[1] // group))
     inverses = {}
     for k in range(len(F)):
@@ -91,8 +89,14 @@ def oracle_fisher(W, statistics, name, group, damping=1e-3):
     return rho, inverses
 
 
-def _inside(k, i, layout):
-    return (k % layout.per_row) * layout.block + i < layout.columns
+def diagonal(statistics, name):
+    layout = statistics.layouts[name]
+    return [
+        F[i, i]
+        for k, F in enumerate(statistics.blocks(name))
+        for i in range(layout.block)
+        if (k % layout.per_row) * layout.block + i < layout.columns
+    ]
 
 
 @pytest.mark.parametrize("group", [1, 2, 4])
@@ -339,6 +343,16 @@ def test_a_fisher_asked_for_is_taken_unless_the_weights_have_changed_since():
     assert len(Prune().prerequisites([given, Prune()])) == 1
     with pytest.raises(UsageError, match="found block=10 of 'fisher'; make it 32"):
         Prune().prerequisites([Fisher(block=10)])
+
+
+def test_a_site_without_gradients_is_named(tmp_path):
+    graph = mlp()
+    context = context_with_fisher(graph, tmp_path)
+    statistics = context.statistics["fisher"]
+    zero = np.zeros_like(statistics.blocks("second"))
+    statistics.write("second", statistics.layouts["second"], zero)
+    with pytest.raises(NumericsError, match=r"site 'second': expected gradients.*exclude=second"):
+        run(graph, Prune(), context)
 
 
 def test_statistics_that_do_not_fit_are_refused(tmp_path):

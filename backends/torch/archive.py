@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from obert_compiler.backends.torch.builder import identifier
 from obert_compiler.backends.torch.dtypes import torch_dtype
 from obert_compiler.backends.torch.module import to_module
 from obert_compiler.errors import ArtefactError
@@ -19,7 +20,8 @@ ARCHIVE_NAME = "model.pt2"
 
 
 def write_archive(graph: Graph, folder: Path) -> dict[str, Any]:
-    """Write ``model.pt2``; ``torch.export.load(path).module()`` takes the inputs by name.
+    """Write ``model.pt2``; ``torch.export.load(path).module()`` takes the inputs by name
+    (a name that is no Python identifier with underscores in it).
 
     Returns:
         Bytes of the file.
@@ -48,7 +50,7 @@ def _examples(graph: Graph) -> tuple[dict[str, torch.Tensor], dict[str, dict[int
     inputs: dict[str, torch.Tensor] = {}
     dynamic: dict[str, dict[int, Any]] = {}
     for value in graph.model.graph.inputs:
-        name = str(value.name)
+        name = identifier(str(value.name))
         if value.shape is None or value.dtype is None:
             raise ArtefactError(
                 f"input '{name}': expected a type and a number of dimensions, found none; run "

@@ -27,7 +27,7 @@ from obert_compiler.errors import GraphError
 from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.linear import LinearSite, find_linear_sites
 
-__all__ = ["Builder", "check_supported"]
+__all__ = ["Builder", "check_supported", "identifier"]
 
 _DOMAINS = frozenset({"", "ai.onnx"})
 
@@ -91,7 +91,7 @@ class Builder:
             with torch.no_grad():
                 return function(*args, **kwargs)
         args, kwargs = self._constants_as_buffers((args, kwargs), name)
-        return self.fx_graph.create_node(kind, target, args, kwargs, name=_identifier(name))
+        return self.fx_graph.create_node(kind, target, args, kwargs, name=identifier(name))
 
     # -- building ---------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ class Builder:
     def _inputs(self) -> None:
         for value in self.graph.model.graph.inputs:
             if value.const_value is None:
-                self._values[value] = self.fx_graph.placeholder(_identifier(value.name or "input"))
+                self._values[value] = self.fx_graph.placeholder(identifier(value.name or "input"))
         first = next(iter(self._values.values()), None)
         if isinstance(first, fx.Node):
             self._device = self.fx_graph.call_function(getattr, (first, "device"))
@@ -168,7 +168,7 @@ class Builder:
 
     def _linear(self, node: ir.Node, site: LinearSite, output: ir.Value) -> None:
         x = self._as_node(self._read(_given(node, 0)), "x")
-        name = _identifier(output.name or site.name)
+        name = identifier(output.name or site.name)
         result: Any = self.fx_graph.create_node(
             "call_module", self.linear_paths[site.name], (x,), name=name
         )
@@ -242,7 +242,7 @@ class Builder:
         return self._buffer(operand, name) if isinstance(operand, torch.Tensor) else operand
 
     def _get_attr(self, path: str) -> fx.Node:
-        name = _identifier(path.removeprefix("constants."))
+        name = identifier(path.removeprefix("constants."))
         return self.fx_graph.create_node("get_attr", path, name=name)
 
 
@@ -279,7 +279,7 @@ def _given(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
     """``name`` as a Python identifier."""
     cleaned = re.sub(r"\W+", "_", name).strip("_") or "value"
     return f"_{cleaned}" if cleaned[0].isdigit() else cleaned

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from obert_compiler.backends.torch.builder import Builder
+from obert_compiler.backends.torch.builder import Builder, identifier
 from obert_compiler.backends.torch.parameters import Stored
 from obert_compiler.errors import GraphError
 from obert_compiler.graph.graph import Graph
@@ -25,6 +25,12 @@ class OnnxModule(fx.GraphModule):
     dictionary of tensors by output name. Batch and sequence are dynamic; the device is that of the
     inputs.
     """
+
+    def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Run the graph; input names that are no Python identifiers are accepted as they are."""
+        named = {identifier(name): value for name, value in inputs.items()}
+        outputs: dict[str, torch.Tensor] = super().__call__(*args, **named)
+        return outputs
 
     @property
     def linear_sites(self) -> dict[str, nn.Linear]:
@@ -56,8 +62,11 @@ def to_module(graph: Graph, *, fake_quantisation: bool = True) -> OnnxModule:
     builder = Builder(graph, fake_quantisation=fake_quantisation)
     builder.build()
     module = OnnxModule(builder.tree.root, builder.fx_graph, class_name="OnnxModule")
-    module.meta["linear_paths"] = builder.linear_paths
-    module.meta["stored"] = builder.tree.stored
+    # What no output depends on is not in the module.
+    live = {path for path, _ in module.named_parameters(remove_duplicate=False)}
+    paths = builder.linear_paths.items()
+    module.meta["linear_paths"] = {name: p for name, p in paths if f"{p}.weight" in live}
+    module.meta["stored"] = {p: stored for p, stored in builder.tree.stored.items() if p in live}
     return module
 
 

@@ -41,7 +41,6 @@ _SETTINGS: dict[str, frozenset[int]] = {
     "Pow": frozenset({1}),
     "QuantizeLinear": frozenset({1, 2}),
     "Range": frozenset({0, 1, 2}),
-    "Resize": frozenset({1, 2}),
     "RotaryEmbedding": frozenset({1, 2}),
     "Where": frozenset({1, 2}),
 }

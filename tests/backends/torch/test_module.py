@@ -315,3 +315,28 @@ def test_a_quantised_weight_cannot_be_written_back_once_changed() -> None:
         linear.weight += 1
     with pytest.raises(GraphError, match="is quantised or packed and cannot take"):
         from_module(module, graph)
+
+
+def test_inputs_are_taken_by_any_name_or_by_position() -> None:
+    nodes = [helper.make_node("Sub", ["input.1", "onnx::x"], ["y"])]
+    inputs = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n"])
+        for name in ("input.1", "onnx::x")
+    ]
+    made = helper.make_graph(nodes, "g", inputs, [helper.make_empty_tensor_value_info("y")])
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    module = to_module(Graph(ir.from_proto(model), Source("onnx")))
+    a, b = torch.tensor([3.0]), torch.tensor([1.0])
+    assert module(**{"onnx::x": b, "input.1": a})["y"] == 2
+    assert module(a, b)["y"] == 2
+
+
+def test_what_no_output_reads_is_left_out() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("MatMul", ["x", "dead"], ["nowhere"]),
+    ]
+    graph = _graph(nodes, {"w": _normal(4, 3), "dead": _normal(4, 2)})
+    module = to_module(graph)
+    assert list(module.linear_sites) == ["w"]
+    from_module(module, graph)

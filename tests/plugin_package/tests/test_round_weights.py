@@ -13,7 +13,7 @@ LINEAR = """
 <ir_version: 10, opset_import: ["": 21]>
 linear (float[n, 2] x) => (float[n, 2] y)
 <float[2, 2] w = {0.123, 0.5, 0.25, 1.0}>
-{ y = MatMul(x, w) }
+{ [first] y = MatMul(x, w) }
 """
 
 

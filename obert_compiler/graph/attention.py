@@ -118,14 +118,15 @@ class _Search:
         softmax: ir.Node,
         context: ir.Node,
     ) -> Attention:
-        origins = [
-            self._origin(v, what).name
-            for v, what in ((query, "query"), (key, "key"), (value, "value"))
-        ]
+        query_site = self._origin(query, "query")
+        key_site = self._origin(key, "key")
+        value_site = self._origin(value, "value")
         output_site = self._destination(context.outputs[0])
         heads, head_size = self._heads(query, value, softmax, output_site)
         return Attention(
-            *origins,
+            query_site.name,
+            key_site.name,
+            value_site.name,
             output_site.name,
             heads,
             head_size,

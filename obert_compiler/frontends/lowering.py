@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def lower(
             from obert_compiler.frontends.onnx_file import lower_onnx
 
             return lower_onnx(file, task=task, tokenizer=tokenizer)
-        from obert_compiler.frontends.huggingface import lower_huggingface
-
+        with _needing_extra(f"model '{model}'"):
+            from obert_compiler.frontends.huggingface import lower_huggingface
         return lower_huggingface(model, task=task, tokenizer=tokenizer)
     if not any(base.__module__.startswith("torch.nn") for base in type(model).__mro__):
         raise UsageError(
@@ -63,6 +64,18 @@ def lower(
         task=task,
         tokenizer=tokenizer,
     )
+
+
+@contextmanager
+def _needing_extra(what: str) -> Iterator[None]:
+    """Say which extra to install where an import finds that it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{what}: lowering it needs the package '{error.name}', which is not installed; "
+            "pip install 'obert-compiler[compile]'"
+        ) from error
 
 
 def _onnx_file(model: str | Path) -> Path | None:

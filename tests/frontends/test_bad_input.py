@@ -1,6 +1,7 @@
 """What cannot be lowered is refused in one line that names it, with the right exit code."""
 
 import shutil
+import sys
 
 import numpy as np
 import onnx
@@ -178,6 +179,13 @@ def test_hub_without_network(monkeypatch):
 
 def test_name_that_no_hub_model_can_have():
     assert "no such public model" in refusal("what is this?", UsageError)
+
+
+def test_missing_extra(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "obert_compiler.frontends.huggingface", None)
+    message = refusal(tmp_path, UsageError)
+    assert "pip install 'obert-compiler[compile]'" in message
 
 
 def test_object_of_another_kind():

@@ -68,7 +68,7 @@ def quantize_tables(
     rows: list[Row] = []
     skips: list[Skip] = []
     for table, site in tables.items():
-        reason = _why_not(site)
+        reason = _why_not(site, is_tied=table in tied)
         if reason is not None:
             skips.append(Skip(site.name, reason))
         elif table in tied:
@@ -80,8 +80,10 @@ def quantize_tables(
     return rows, skips
 
 
-def _why_not(site: EmbeddingSite) -> str | None:
+def _why_not(site: EmbeddingSite, *, is_tied: bool) -> str | None:
     nbytes = 4 * site.rows * site.columns
+    if site.also_linear and not is_tied:
+        return f"Linear site '{site.linear_sites[0]}' multiplies by it too, and stays float"
     if nbytes < _SMALL_BYTES and not site.also_linear:
         return f"only {nbytes} bytes: unpacking its rows would cost more than it saves"
     if any(g.inputs[1] is None or g.inputs[1].shape is None for g in site.gathers):

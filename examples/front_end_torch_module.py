@@ -30,7 +30,7 @@ def main(out: str = "out/torch-module") -> None:
     torch.manual_seed(0)
     module = Scorer().eval()
     graph = obc.lower(module, example_inputs={"features": torch.randn(2, 64)})
-    passes = [Prune(method="magnitude", sparsity=0.75, include=("first",)), Pack()]
+    passes = [Prune(method="magnitude", sparsity=0.5, include=("first",)), Pack()]
     obc.emit(obc.PassManager(passes).run(graph), "onnx", out)
 
     features = torch.randn(5, 64)

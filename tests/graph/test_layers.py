@@ -12,8 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from obert_compiler.graph import Graph, LinearSite, Source, find_linear_sites
+from obert_compiler.data.batches import Batches
+from obert_compiler.graph import Graph, LinearSite, Source, Stage, find_linear_sites
+from obert_compiler.graph.attention import find_attention
 from obert_compiler.graph.layers import find_encoder_layers, find_repetition, prunable_sites
+from obert_compiler.passes.pack import Pack
+from obert_compiler.passes.prune import Prune
+from obert_compiler.passes.quant import Quant
+from obert_compiler.pipeline.manager import PassManager
 
 GATED = {"modernbert"}
 ARCHITECTURES = (
@@ -147,6 +153,20 @@ def _quantise(graph: Graph, site: LinearSite) -> None:
         inner.insert_before(node, [quantise, dequantise])
         node.replace_input_with(0, dequantise.outputs[0])
         node.replace_input_with(1, weight.outputs[0])
+
+
+@pytest.mark.parametrize("arch", ["bert", "albert", "deberta-v3", "modernbert"])
+def test_own_passes_keep_the_layers(arch: str, tiny_graph: Callable[[str, str], Graph]) -> None:
+    graph = tiny_graph(arch, "sequence")
+    expected = [layer.sites for layer in find_encoder_layers(graph)]
+    ids = np.random.default_rng(0).integers(5, 100, (8, 12))
+    arrays = {str(v.name): np.ones_like(ids) for v in graph.model.graph.inputs}
+    data = Batches.from_arrays(arrays | {"input_ids": ids}, 4)
+    passes = [Prune(method="magnitude", sparsity=0.5, block=4), Quant(), Pack()]
+    graph = PassManager(passes).run(graph, data=data)
+    assert graph.stage is Stage.PACKED
+    assert [layer.sites for layer in find_encoder_layers(graph)] == expected
+    assert [a.heads for a in find_attention(graph)] == [4, 4, 4]
 
 
 def test_other_exporter(tiny_folder: Callable[[str, str], Path], tmp_path: Path) -> None:

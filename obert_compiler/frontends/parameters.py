@@ -218,7 +218,7 @@ def _root(value: ir.Value | None) -> ir.Value | None:
 
 
 def _is_parameter_name(name: str | None) -> bool:
-    return name is not None and name.endswith((".weight", ".bias"))
+    return name is not None and name.endswith(("weight", "bias"))
 
 
 def _add_parameter(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

@@ -84,6 +84,24 @@ def test_graph_does_not_follow_later_training(tagger):
             parameter.sub_(1)
 
 
+def test_parameters_that_are_not_called_weight_keep_their_names(run):
+    class Projection(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.in_proj_weight = torch.nn.Parameter(torch.randn(6, 4))
+
+        def forward(self, x):
+            return torch.nn.functional.linear(x, self.in_proj_weight)
+
+    module = torch.nn.Sequential(Projection())
+    graph = lower(module, example_inputs=(torch.ones(2, 5, 4),))
+    (site,) = find_linear_sites(graph)
+    assert (site.name, site.shape) == ("0.in_proj_weight", (6, 4))
+    (value,) = graph.model.graph.initializers.values()
+    assert value.metadata_props["obert.parameter"] == "0.in_proj_weight"
+    assert value.metadata_props["obert.transposed"] == "1"
+
+
 def test_positional_inputs_and_fixed_shapes(run):
     module = torch.nn.Linear(4, 3, bias=False)
     graph = lower(module, example_inputs=(torch.ones(2, 4),), dynamic_shapes=({},))

@@ -1,8 +1,9 @@
 """From the graph to model.onnx, without what a runtime does not read.
 
 What leaves: shapes and types of values between nodes (a runtime infers them), and the metadata of
-exporters. What stays: names of weights, and ``obert.`` metadata, from which a written model is read
-back as the graph that it was (stage, names of sites and parameters).
+exporters. What stays: names of weights, and what lets a written model be read back as the graph
+that it was without computing anything: ``obert.`` metadata (stage, names of sites and parameters)
+and the shapes of weights that nodes dequantise or unpack.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import onnx_ir as ir
 import obert_compiler
 from obert_compiler.errors import GraphError
 from obert_compiler.graph.graph import Graph
+from obert_compiler.graph.linear import find_linear_sites
 
 __all__ = ["DATA_FILE", "MODEL_FILE", "build_model", "check_model", "write_model"]
 
@@ -45,7 +47,7 @@ def build_model(graph: Graph) -> onnx.ModelProto:
         )
     # Weights that a file or a checkpoint holds are read: the protobuf must not point there.
     proto = ir.to_proto(ir.external_data.load_to_model(graph.model))
-    _tidy(proto)
+    _tidy(proto, _made_weights(graph))
     return proto
 
 
@@ -85,7 +87,7 @@ def write_model(graph: Graph, folder: Path) -> list[str]:
         size_threshold_bytes=_EXTERNAL_FROM,
     )
     proto = onnx.load(folder / MODEL_FILE, load_external_data=False)
-    _tidy(proto)
+    _tidy(proto, _made_weights(graph))
     (folder / MODEL_FILE).write_bytes(proto.SerializeToString())
     check_model(folder / MODEL_FILE)
     return [MODEL_FILE, DATA_FILE]
@@ -99,7 +101,19 @@ def _weight_bytes(graph: Graph) -> int:
     )
 
 
-def _tidy(proto: onnx.ModelProto) -> None:
+def _made_weights(graph: Graph) -> set[str]:
+    """Names of the values behind which the weights of Linear sites are stored."""
+    names = set()
+    for site in find_linear_sites(graph):
+        value: ir.Value | None = site.weight_value
+        while value is not None and (node := value.producer()) is not None:
+            names.add(value.name or "")
+            unwraps = node.op_type in {"DequantizeLinear", "Transpose"}
+            value = node.inputs[0] if unwraps else None
+    return names
+
+
+def _tidy(proto: onnx.ModelProto, shapes_of: set[str]) -> None:
     proto.producer_name = "obert_compiler"
     proto.producer_version = obert_compiler.__version__
     # UINT4 and INT4 tensors exist from this version on, whatever the source was written with.
@@ -114,7 +128,7 @@ def _tidy(proto: onnx.ModelProto) -> None:
     noted = []
     for value in graph.value_info:
         _keep_own(value)
-        if value.metadata_props:
+        if value.metadata_props or value.name in shapes_of:
             noted.append(value)
     kept = [value.SerializeToString() for value in noted]
     del graph.value_info[:]

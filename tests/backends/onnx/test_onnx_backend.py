@@ -17,7 +17,7 @@ from obert_compiler.backends.onnx import OnnxBackend, model_file
 from obert_compiler.emission import emit
 from obert_compiler.errors import ArtefactError, GraphError
 from obert_compiler.frontends import lower
-from obert_compiler.graph import Graph, Source, Stage
+from obert_compiler.graph import Graph, Source, Stage, linear
 from obert_compiler.graph.linear import find_linear_sites
 from obert_compiler.passes.pack import Pack
 from obert_compiler.pipeline.contract import Context
@@ -75,18 +75,21 @@ def test_only_our_own_metadata_and_no_inferred_shapes_are_written():
     keys = {p.key for node in proto.graph.node for p in node.metadata_props}
     assert keys == {"obert.site"}
     assert {p.key: p.value for p in proto.metadata_props} == {"obert.stage": "packed"}
-    assert not proto.graph.value_info
+    assert {value.name for value in proto.graph.value_info} == {"w", "unpack0.rows"}
     assert proto.producer_name == "obert_compiler"
     assert proto.ir_version >= 10
     assert {(o.domain, o.version) for o in proto.opset_import} == {("", 21)}
 
 
-def test_a_written_model_reads_back_as_the_graph_it_was(tmp_path):
+def test_a_written_model_reads_back_as_the_graph_it_was(tmp_path, monkeypatch):
     graph = packed()
     expected = {site.name: site.weight() for site in find_linear_sites(graph)}
     OnnxBackend().write(graph, tmp_path)
     again = lower(tmp_path / "model.onnx")
     assert again.stage is Stage.PACKED
+    with monkeypatch.context() as patch:
+        patch.setattr(linear, "read_constant", None)  # finding sites must compute no weight
+        assert [site.shape for site in find_linear_sites(again)] == [(64, 256)]
     found = {site.name: site.weight() for site in find_linear_sites(again)}
     assert list(found) == ["layer"]
     np.testing.assert_array_equal(found["layer"], expected["layer"])

@@ -111,7 +111,8 @@ class Fisher(Pass):
         objective = Objective(graph, context.task, self._draws_labels(data, context), context.seed)
         layouts = {s.name: BlockLayout(*s.shape, self.block) for s in sites}
         bound = int(self.memory * _GB)
-        groups = group_sites(layouts, bound, _positions(next(iter(data))))
+        largest = _positions(next(iter(data)))
+        groups = group_sites(layouts, bound, {s.name: largest * len(s.nodes) for s in sites})
         if len(groups) > 1:
             context.progress.say(
                 f"fisher: {len(sites)} sites in {len(groups)} groups to stay below "

@@ -30,7 +30,9 @@ _WORKING_BYTES = 64 << 20
 """Gradients of a few rows at a time, and triangles on their way to disk."""
 
 
-def group_sites(layouts: Mapping[str, BlockLayout], bound: int, positions: int) -> list[list[str]]:
+def group_sites(
+    layouts: Mapping[str, BlockLayout], bound: int, positions: Mapping[str, int]
+) -> list[list[str]]:
     """Sites to estimate together.
 
     The last sites come first: autograd stops at the first site of a group, so that all groups but
@@ -40,7 +42,8 @@ def group_sites(layouts: Mapping[str, BlockLayout], bound: int, positions: int) 
         layouts: the sites in graph order.
         bound: bytes that a group may take: its blocks of F, and for one batch its inputs and
             output gradients.
-        positions: examples times tokens of the largest batch.
+        positions: rows of input that a site sees in the largest batch, examples times tokens times
+            uses of its weight.
 
     Raises:
         UsageError: a site alone exceeds the bound.
@@ -49,7 +52,8 @@ def group_sites(layouts: Mapping[str, BlockLayout], bound: int, positions: int) 
     groups: list[list[str]] = []
     used = 0
     for name, layout in reversed(list(layouts.items())):
-        cost = 4 * layout.count * layout.block**2 + 4 * positions * (layout.rows + layout.columns)
+        recorded = 4 * positions[name] * (layout.rows + layout.columns)
+        cost = 4 * layout.count * layout.block**2 + recorded
         if cost > room:
             needed = (cost + _WORKING_BYTES) / 1e9
             raise UsageError(

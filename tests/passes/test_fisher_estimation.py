@@ -184,7 +184,9 @@ def test_groups_keep_the_bound_and_start_with_the_last_sites(monkeypatch):
     monkeypatch.setattr(fisher_estimation, "_WORKING_BYTES", 0)
     layouts = {str(i): BlockLayout(8, 8, 4) for i in range(5)}
     cost = 4 * (16 * 16 + 10 * 16)
-    assert group_sites(layouts, 2 * cost, 10) == [["4", "3"], ["2", "1"], ["0"]]
-    assert group_sites(layouts, 5 * cost, 10) == [["4", "3", "2", "1", "0"]]
+    positions = dict.fromkeys(layouts, 10)
+    assert group_sites(layouts, 2 * cost, positions) == [["4", "3"], ["2", "1"], ["0"]]
+    assert group_sites(layouts, 2 * cost, positions | {"4": 20}) == [["4"], ["3", "2"], ["1", "0"]]
+    assert group_sites(layouts, 5 * cost, positions) == [["4", "3", "2", "1", "0"]]
     with pytest.raises(UsageError, match="site '4'"):
-        group_sites(layouts, cost - 1, 10)
+        group_sites(layouts, cost - 1, positions)

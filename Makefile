@@ -26,13 +26,19 @@ demo: $(STAMP)  ## compress all-MiniLM-L6-v2 and print before and after (under 1
 
 test: $(STAMP)  ## tests with tiny models
 	@echo "make: running the tests with tiny models ('make test-full' adds full-size ones)"
-	$(PYTEST) -q -m "not slow"
+	$(PYTEST) -q -m "not slow and not compat"
 
 test-full: $(STAMP)  ## all tests, with full-size models
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not compat"
+
+COMPAT := tests/compat
 
 test-compat: $(STAMP)  ## the artefact in Optimum, sentence-transformers, Node.js and the browser
-	$(BIN)/python -m pytest -q tests/compat
+	@echo "make: installing what the artefact is tried in into $(COMPAT)/optimum and $(COMPAT)/node"
+	$(PYTHON) -m venv $(COMPAT)/optimum/.venv
+	$(COMPAT)/optimum/.venv/bin/pip install -q --disable-pip-version-check -r $(COMPAT)/optimum/requirements.txt
+	npm install --ignore-scripts --no-fund --no-audit --silent --prefix $(COMPAT)/node
+	$(BIN)/python -m pytest -q $(COMPAT)
 
 lint: $(STAMP) .typing  ## ruff and mypy --strict
 	$(BIN)/ruff check .

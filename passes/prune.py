@@ -81,7 +81,7 @@ class Prune(Pass):
     override: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    damping: float = 1e-2
+    damping: float = 2e-2
     absolute_damping: float | None = None
     repair: bool = True
     samples: int = 1024

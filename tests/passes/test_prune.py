@@ -69,7 +69,7 @@ def zero_groups(W, group):
     return (W.reshape(W.shape[0], -1, group) == 0).all(axis=2)
 
 
-def oracle_fisher(W, statistics, name, group, damping=1e-2):
+def oracle_fisher(W, statistics, name, group, damping=2e-2):
     """Saliency of each group by dense inverses, and the inverse of each block."""
     layout, F = statistics.layouts[name], statistics.blocks(name).astype(np.float64)
     block = layout.block

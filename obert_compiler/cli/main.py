@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except MemoryError:
             return _fail("out of memory; use a smaller model, --samples or --seq-len", 1, debug)
         except ModuleNotFoundError as error:
-            return _fail(_missing_module(error), 1, debug)
+            return _fail(*_missing_module(error), debug)
         except OSError as error:
             name = f"'{error.filename}': " if error.filename else ""
             return _fail(f"{name}{error.strerror or error}", 1, debug)
@@ -67,13 +67,14 @@ def _run(arguments: list[str], stdout: TextIO) -> int:
     return code
 
 
-def _missing_module(error: ModuleNotFoundError) -> str:
+def _missing_module(error: ModuleNotFoundError) -> tuple[str, int]:
     name = (error.name or "").partition(".")[0]
     if name not in _OF_THE_COMPILE_EXTRA:
-        return _internal(error)
+        return _internal(error), 1
     return (
         f"package '{name}': expected it for this command, found it not installed; run "
-        "pip install 'obert-compiler[compile]'"
+        "pip install 'obert-compiler[compile]'",
+        2,
     )
 
 

@@ -35,7 +35,7 @@ def _raising(error: BaseException) -> Callable[[argparse.Namespace, object], int
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 1, "out of memory"),
         (OSError(28, "No space left on device", "out/x"), 1, "'out/x': No space left on device"),
-        (ModuleNotFoundError("no", name="torch"), 1, "pip install 'obert-compiler[compile]'"),
+        (ModuleNotFoundError("no", name="torch"), 2, "pip install 'obert-compiler[compile]'"),
         (ModuleNotFoundError("no", name="nonsense"), 1, "internal error, ModuleNotFoundError"),
         (ZeroDivisionError("by\nzero"), 1, "internal error, ZeroDivisionError: by zero; run again"),
     ],

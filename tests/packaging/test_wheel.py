@@ -110,6 +110,6 @@ def test_a_hugging_face_model_names_the_missing_extra(environment: Path, tmp_pat
         text=True,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "obert-compiler[compile]" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -37,14 +37,17 @@ class GradientRecorder:
 
     Attributes:
         recorded: by site name, for each batch, its uses ``(x [b, t, in], d [b, t, out])``.
-        ignored: sites with a use whose leading axis is not the batch, and the shape it had; the
-            gradient of such a use cannot be told apart by example and does not count.
+        ignored: sites with a use that has the batch neither in front nor as the second of three
+            axes (``[sequence, batch, features]``), and the shape it had; the gradient of such a
+            use cannot be told apart by example and does not count.
     """
 
     def __init__(self, modules: Mapping[str, torch.nn.Linear]) -> None:
         self.recorded: dict[str, list[Uses]] = {name: [] for name in modules}
         self.ignored: dict[str, tuple[int, ...]] = {}
         self._rows: npt.NDArray[np.int64] | None = None
+        # Remembered from batches where batch and sequence differ, for those where they are equal.
+        self._sequence_first: set[str] = set()
         self._handles = [m.register_forward_hook(self._hook(n)) for n, m in modules.items()]
 
     def start(self, rows: npt.NDArray[np.int64]) -> None:
@@ -83,6 +86,11 @@ class GradientRecorder:
             if rows is None:
                 return output
             x = inputs[0].detach()
+            if x.ndim == 3 and x.shape[0] != len(rows) == x.shape[1]:
+                self._sequence_first.add(name)
+            swap = name in self._sequence_first
+            if swap:
+                x = x.transpose(0, 1)
             if not _separable(x, len(rows)):
                 self.ignored[name] = tuple(x.shape)
                 return output
@@ -91,7 +99,7 @@ class GradientRecorder:
             shape = (len(rows), -1)
 
             def backward(gradient: torch.Tensor) -> None:
-                d = gradient.detach()
+                d = gradient.detach().transpose(0, 1) if swap else gradient.detach()
                 pair = x.reshape(*shape, x.shape[-1]), d.reshape(*shape, d.shape[-1])
                 for value, what in zip(pair, ("input", "gradient"), strict=True):
                     _check_finite(value, what, name, rows)

@@ -136,6 +136,25 @@ def test_a_site_that_no_gradient_reaches_is_reported(data, tmp_path):
     assert not run.statistics.blocks("unused").any()
 
 
+@pytest.mark.parametrize("positions", [5, 3])
+def test_the_batch_may_be_the_second_axis(tmp_path, positions):
+    class SequenceFirst(Encoder):
+        def forward(self, x):
+            x = x + torch.tanh(self.shared(x))
+            x = x + torch.tanh(self.shared(x))
+            wide = self.wide(x.transpose(0, 1)).transpose(0, 1)
+            return self.head(torch.relu(wide).mean(dim=1))
+
+    # The last of the batches of 4 holds 3 examples: as many as positions in the second case.
+    x = np.random.default_rng(0).normal(size=(11, positions, 6)).astype(np.float32)
+    data = Batches.from_arrays({"x": x}, batch_size=4)
+    expected = oracle(data, "wide")
+    run = estimate(SequenceFirst(), data, tmp_path)
+    np.testing.assert_allclose(
+        run.statistics.blocks("wide"), expected, rtol=2e-4, atol=1e-6 * np.abs(expected).max()
+    )
+
+
 def test_a_use_without_a_batch_axis_is_reported(data, tmp_path):
     class Relative(Encoder):
         def forward(self, x):

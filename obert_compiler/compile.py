@@ -93,6 +93,10 @@ def compile_model(
         checkpoints = Checkpoints(work, _fingerprint(recipe))
         graph = _resumed(checkpoints, told) if resume else None
         if graph is None:
+            if any(work.glob("graph-[1-9]*")):
+                told.say(
+                    "the checkpoint of an earlier run is discarded; --resume would go on from it"
+                )
             checkpoints.clear()
             graph = _lowered(recipe, model, manager, backend, checkpoints)
         task = task_for(graph.source, recipe.task)
@@ -134,7 +138,10 @@ class _Notes:
 
 @contextmanager
 def _work_folder(out: Path) -> Iterator[Path]:
-    """The folder beside ``out`` that keeps checkpoints, held by one process at a time."""
+    """The folder beside ``out`` that keeps checkpoints, held by one process at a time.
+
+    A run that fails before its first pass is finished leaves none: there is nothing to resume.
+    """
     work = out.absolute().parent / f".{out.name}.obertc"
     work.mkdir(exist_ok=True)
     with (work.parent / f".{out.name}.obertc.lock").open("w") as lock:
@@ -144,8 +151,14 @@ def _work_folder(out: Path) -> Iterator[Path]:
             raise UsageError(
                 f"output '{out}': another compile is writing it; wait for it or choose another name"
             ) from error
-        yield work
-    Path(lock.name).unlink(missing_ok=True)
+        try:
+            yield work
+        except BaseException:
+            if not any(work.glob("graph-[1-9]*")):
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        finally:
+            Path(lock.name).unlink(missing_ok=True)
 
 
 def _fingerprint(recipe: Recipe) -> dict[str, Any]:

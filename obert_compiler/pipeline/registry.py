@@ -56,7 +56,21 @@ def load(group: str, name: str) -> Any:
         raise UsageError(
             f"{_WHAT[group]} '{name}' is unknown: expected one of {', '.join(names(group))}"
         )
-    return entry.load()
+    try:
+        return entry.load()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != entry.module.partition(".")[0]:
+            raise  # a package that the pass needs is missing, not the pass
+        raise _broken(group, name, entry, error) from error
+    except AttributeError as error:
+        raise _broken(group, name, entry, error) from error
+
+
+def _broken(group: str, name: str, entry: EntryPoint, error: Exception) -> ArtefactError:
+    return ArtefactError(
+        f"{_WHAT[group]} '{name}': expected '{entry.value}' to import, found {error}; mend or "
+        "uninstall the package that registers it"
+    )
 
 
 def passes_from_text(text: str) -> list[Pass]:

@@ -377,6 +377,23 @@ def test_killed_half_way_and_resumed(obertc: Obertc, mlp: Path, tmp_path: Path) 
     assert {f.name for f in tmp_path.iterdir()} == {"mlp.onnx", "out", "straight"}
 
 
+def test_a_run_that_fails_before_its_first_pass_leaves_nothing(
+    obertc: Obertc, mlp: Path, tmp_path: Path
+) -> None:
+    for options in (["--passes", "prune:block=7"], ["--passes", "quant", "--data", "none.npz"]):
+        assert obertc("compile", mlp, "-o", tmp_path / "new", *options).code == 2
+        assert {f.name for f in tmp_path.iterdir()} == {"mlp.onnx"}
+
+
+def test_a_checkpoint_is_not_discarded_in_silence(
+    obertc: Obertc, mlp: Path, tmp_path: Path
+) -> None:
+    _kill_half_way(mlp, tmp_path / "out")
+    ran = obertc("compile", mlp, "-o", tmp_path / "out", "--passes", SPEC, "--no-latency")
+    assert ran.code == 0
+    assert "discarded; --resume would go on from it" in ran.err
+
+
 def test_checkpoint_of_another_version(obertc: Obertc, mlp: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     _kill_half_way(mlp, out)

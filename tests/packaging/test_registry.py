@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
 
+from obert_compiler.errors import ArtefactError
+from obert_compiler.pipeline import registry
 from obert_compiler.pipeline.contract import Backend, Pass
 from obert_compiler.pipeline.registry import BACKENDS, PASSES, TASKS, load, passes_from_text
 
@@ -71,3 +73,11 @@ def test_installed_entry_points_are_those_of_pyproject() -> None:
     for group in (PASSES, BACKENDS, TASKS):
         installed = {e.name: e.value for e in entry_points(group=group)}
         assert OURS[group].items() <= installed.items()
+
+
+@pytest.mark.parametrize("value", ["no_such_package.gone:Gone", "obert_compiler.errors:Gone"])
+def test_a_pass_that_does_not_import_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    entry = EntryPoint(name="gone", value=value, group=PASSES)
+    monkeypatch.setattr(registry, "_entries", lambda group: {"gone": entry})
+    with pytest.raises(ArtefactError, match="pass 'gone': expected .* to import"):
+        load(PASSES, "gone")

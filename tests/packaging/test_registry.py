@@ -79,5 +79,5 @@ def test_installed_entry_points_are_those_of_pyproject() -> None:
 def test_a_pass_that_does_not_import_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     entry = EntryPoint(name="gone", value=value, group=PASSES)
     monkeypatch.setattr(registry, "_entries", lambda group: {"gone": entry})
-    with pytest.raises(ArtefactError, match="pass 'gone': expected .* to import"):
+    with pytest.raises(ArtefactError, match=r"pass 'gone': expected .* to import"):
         load(PASSES, "gone")

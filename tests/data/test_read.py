@@ -28,7 +28,7 @@ def _json_lines(rows: list[dict[str, Any]]) -> bytes:
 
 
 def _write(path: Path, payload: bytes) -> Path:
-    path.write_bytes(gzip.compress(payload) if path.suffix == ".gz" else payload)
+    path.write_bytes(gzip.compress(payload, mtime=0) if path.suffix == ".gz" else payload)
     return path
 
 
@@ -110,7 +110,7 @@ def test_samples_all_read(samples: Path) -> None:
     assert min(counts.values()) >= 10
 
 
-EMPTY = [("a.parquet", b""), ("a.jsonl.gz", b""), ("a.jsonl.gz", gzip.compress(b"\n\n"))]
+EMPTY = [("a.parquet", b""), ("a.jsonl.gz", b""), ("a.jsonl.gz", gzip.compress(b"\n\n", mtime=0))]
 EMPTY += [(f"a.{ending}", p) for ending in ("jsonl", "csv", "txt") for p in (b"", b"\n\n")]
 
 
@@ -129,7 +129,7 @@ def test_csv_with_a_header_only_is_empty(tmp_path: Path) -> None:
 
 def test_truncated_gzip(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(_json_lines(ROWS * 50))[:-20])
+    path.write_bytes(gzip.compress(_json_lines(ROWS * 50), mtime=0)[:-20])
     with pytest.raises(DataError, match="expected a complete gzip file, found a truncated"):
         read_rows(path)
 

@@ -29,6 +29,7 @@ from obert_compiler.pipeline.plan import Step
 from obert_compiler.pipeline.recipe import Recipe, write_recipe
 from obert_compiler.report.build import build_report, describe_model, write_report
 from obert_compiler.runtime.bench import bench
+from obert_compiler.runtime.cpu import cpu_name, default_threads
 from obert_compiler.runtime.evaluate import evaluate
 from obert_compiler.tasks import task_for
 
@@ -116,7 +117,9 @@ def compile_model(
         with new_folder(out, overwrite=overwrite) as folder:
             emitted = _emit(graph, backend, checkpoints, folder)
             measured = _measure(checkpoints, emitted, eval_data, threads, latency, told)
-            report = _report(recipe, graph, manager, checkpoints, emitted, measured, told.lines)
+            report = _report(
+                recipe, graph, manager, checkpoints, emitted, measured, threads, told.lines
+            )
             write_recipe(recipe, folder / "recipe.yaml")
             write_report(report, folder)
     shutil.rmtree(work, ignore_errors=True)
@@ -331,6 +334,7 @@ def _report(
     checkpoints: Checkpoints,
     emitted: _Emitted,
     measured: _Measured,
+    threads: int | None,
     notes: list[str],
 ) -> dict[str, Any]:
     report = build_report(
@@ -342,7 +346,8 @@ def _report(
         metric=measured.metric,
         latency=measured.latency,
         notes=notes,
-        threads=measured.latency["threads"] if measured.latency else None,
+        cpu=cpu_name(),
+        threads=threads or default_threads(),
     )
     report["lowering"] = checkpoints.notes["lowering"]
     report["writing"] = checkpoints.notes["writing"]

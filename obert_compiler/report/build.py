@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from obert_compiler.graph.graph import Graph
 from obert_compiler.report.html import render_html
 from obert_compiler.report.sites import part_bytes, site_rows
 
-__all__ = ["SCHEMA", "build_report", "cpu_name", "describe_model", "write_report"]
+__all__ = ["SCHEMA", "build_report", "describe_model", "write_report"]
 
 SCHEMA = 1
 """Version of the layout of report.json; raised when a key changes its meaning."""
@@ -48,7 +47,8 @@ def build_report(
     metric: Mapping[str, Any] | None = None,
     latency: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
-    threads: int | None = None,
+    cpu: str,
+    threads: int,
 ) -> dict[str, Any]:
     """Put the report of one compile together.
 
@@ -61,15 +61,16 @@ def build_report(
         metric: name, before, after and number of examples; None where nothing was evaluated.
         latency: milliseconds before and after; None where nothing was timed.
         notes: lines the user was told.
-        threads: threads that latency was measured with, by default those the process may use.
+        cpu: name of the processor that everything was measured on.
+        threads: threads that it was measured with.
     """
     parts = part_bytes(graph)
     parts["other"] = max(bytes_after - parts["linear"] - parts["embeddings"], 0)
     return {
         "schema": SCHEMA,
         "obert_compiler": __version__,
-        "cpu": cpu_name(),
-        "threads": threads or len(os.sched_getaffinity(0)),
+        "cpu": cpu,
+        "threads": threads,
         "model": dict(model),
         "recipe": dict(recipe),
         "passes": [dict(entry) for entry in passes],
@@ -86,13 +87,3 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
     text = json.dumps(report, indent=2, ensure_ascii=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     (folder / "report.html").write_text(render_html(report), encoding="utf-8")
-
-
-def cpu_name() -> str:
-    """Name of the processor as the system states it, ``unknown`` where it does not."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "unknown"
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "unknown")

@@ -56,7 +56,13 @@ def test_report_of_a_graph_is_written_whole(tmp_path: Path) -> None:
     assert described["parameters"] == 32
     assert described["fp32_bytes"] == 128
     report = build_report(
-        model=described, graph=graph, passes=[], recipe={"passes": [], "seed": 0}, bytes_after=200
+        cpu="a processor",
+        threads=2,
+        model=described,
+        graph=graph,
+        passes=[],
+        recipe={"passes": [], "seed": 0},
+        bytes_after=200,
     )
     assert report["bytes"] == {
         "before": 128,

@@ -55,8 +55,8 @@ struct Step {
 struct Product {
   bool quantized = false;                 // int8 by uint8, otherwise float by float
   int rows = 0;
-  PackedInt8 int8;
-  PackedFloat real;
+  SparseInt8Storage int8;
+  SparseFloatStorage real;
   std::vector<float> scale, bias;         // [rows]; scale is empty for float
 };
 

@@ -398,7 +398,6 @@ class Preparation {
 
   void find_tokens() {
     bool found = false;
-    size_t most = 0;
     for (const Step& s : p_.steps) {
       if (s.kind != StepKind::kImport && s.kind != StepKind::kRows) continue;
       const Tensor& t = input(s.tensor);
@@ -410,9 +409,9 @@ class Preparation {
                                    std::to_string(width) + " features");
         --rank;
       }
-      size_t tokens = count(t.shape, rank);
-      if (found && (rank < run_.leading.size() || (rank == run_.leading.size() && tokens <= most))) continue;
-      most = tokens;
+      // What is there once for the whole batch is repeated: it does not say how large that is.
+      bool repeats = rank == 0 || t.shape[0] == 1;
+      if (found && (rank < run_.leading.size() || (rank == run_.leading.size() && repeats))) continue;
       found = true;
       run_.leading.assign(t.shape.begin(), t.shape.begin() + static_cast<std::ptrdiff_t>(rank));
     }

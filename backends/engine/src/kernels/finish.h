@@ -14,7 +14,7 @@ template <Activation A, bool Rough> inline F32 activate(F32 x) {
     case Activation::kRelu: return max(set(0.f), x);
     case Activation::kGeluErf: return Rough ? gelu_erf_rough(x) : gelu_erf(x);
     case Activation::kGeluTanh: return gelu_tanh(x);
-    case Activation::kSilu: return mul(x, sigmoid(x));
+    case Activation::kSilu: return silu(x);
     case Activation::kTanh: return tanh(x);
   }
   return x;

@@ -19,6 +19,9 @@ namespace obert {
 // Every block satisfies, for both pairs (w0, w1) and (w2, w3): the positive values add up to at
 // most 128 and the negative ones to at least -128. 255 * 128 < 2^15, so that vpmaddubsw, which adds
 // the pair in int16, cannot saturate whatever the activations are.
+//
+// The first 2 * pairs[c * rows + r] blocks of a row's chunk are couples that keep this rule together,
+// the first with the second, the third with the fourth and so on: they may be added in int16.
 struct SparseInt8 {
   int rows = 0;
   int chunks = 0;
@@ -26,6 +29,7 @@ struct SparseInt8 {
   const uint32_t* start = nullptr;    // [chunks * rows + 1]
   const uint16_t* index = nullptr;    // [start[chunks * rows]]
   const int8_t* value = nullptr;      // [start[chunks * rows]][4]
+  const uint16_t* pairs = nullptr;    // [chunks * rows] or null: none
 };
 
 // The same in float32, one input per entry instead of four: unstructured or blocked zeros alike.

@@ -16,9 +16,12 @@ void check_case(int rows, int inputs, double density, int low, int high) {
     for (int r = 0; r < rows; ++r)
       for (uint32_t b = s.start[static_cast<size_t>(c) * rows + r]; b < s.start[static_cast<size_t>(c) * rows + r + 1]; ++b) {
         const int8_t* v = &s.value[b * size_t{4}];
+        const uint32_t place = b - s.start[static_cast<size_t>(c) * rows + r];
+        const bool couple = place % 2 == 0 && place < 2u * s.pairs[static_cast<size_t>(c) * rows + r];
         for (int pair = 0; pair < 4; pair += 2) {
           int above = 0, below = 0;
           for (int i = pair; i < pair + 2; ++i) (v[i] > 0 ? above : below) += v[i];
+          for (int i = pair + 4; couple && i < pair + 6; ++i) (v[i] > 0 ? above : below) += v[i];
           CHECK(above <= 128 && below >= -128, "block %u breaks the pair rule: %d %d", b, above, below);
         }
         CHECK(s.index[b] < s.chunk_blocks, "index %d outside its chunk", s.index[b]);

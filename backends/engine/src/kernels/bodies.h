@@ -1,5 +1,13 @@
-// The table of one instruction set, from the bodies in this folder. Include last in <isa>.cc.
+// Every kernel body, in the order they need each other. Include after simd_<isa>.h, dot_run.h and
+// dot_<isa>.h.
 #pragma once
+#include "maths.h"
+#include "multiply_int8.h"
+#include "multiply_float.h"
+#include "finish.h"
+#include "layer_norm.h"
+#include "attention.h"
+#include "transpose.h"
 #include "tables.h"
 
 #define OBERT_KERNEL_TABLE(isa)                                                                      \

@@ -52,7 +52,7 @@ void bench_int8(const Kernels& k, double peak) {
     for (double density : {1., .2, .1}) {
       Random random(1);
       const std::vector<int16_t> w = bell_weights(random, s.outputs, s.inputs, density);
-      const SparseInt8Storage packed = pack_sparse_int8(w.data(), s.outputs, s.inputs);
+      const SparseInt8Storage packed = pack_sparse_int8(w.data(), s.outputs, s.inputs, k.packing);
       const SparseInt8 view = packed.view();
       double kept = 0;
       for (size_t i = 0; i < w.size(); i += 4) kept += w[i] || w[i + 1] || w[i + 2] || w[i + 3];

@@ -16,7 +16,7 @@ struct Peak {
 template <class Run> inline double rate_of(double macs, const Run& run) {
   using Clock = std::chrono::steady_clock;
   double best = 0;
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 12; ++i) {
     const auto begin = Clock::now();
     run();
     best = std::max(best, macs / std::chrono::duration<double>(Clock::now() - begin).count() * 1e-9);

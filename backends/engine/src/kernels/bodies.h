@@ -12,6 +12,6 @@
 
 #define OBERT_KERNEL_TABLE(isa)                                                                      \
   Kernels {                                                                                          \
-    isa, multiply_int8, multiply_float, finish_int8, finish_float, layer_norm, attention,            \
+    isa, kPacking, multiply_int8, multiply_float, finish_int8, finish_float, layer_norm, attention,  \
         attention_scratch, import_float, import_uint8, export_float, export_uint8                    \
   }

@@ -2,11 +2,15 @@
 //
 // One multiplication and one 64-byte load for 16 tokens: on Zen 4 both run once a cycle, so that
 // every further load costs. Four blocks' indices come in one load, their weights in another, and
-// vpermd, on a pipe of its own, broadcasts them. Two sets of accumulators cover the latency.
+// vpermd, on a pipe of its own, broadcasts them. Two sets of accumulators cover the latency. Rows that
+// keep few blocks gain more from passing over the accumulators less often (a 64-byte store takes two
+// cycles) than they lose by reading some activations from the second-level cache.
 #pragma once
 
 namespace obert {
 namespace {
+
+constexpr Packing kPacking{96, 192, false};
 
 template <int V> inline __attribute__((always_inline)) void add_blocks(const Run& run, I32 (&sum)[V]) {
   constexpr int kSets = V == 4 ? 2 : 4;

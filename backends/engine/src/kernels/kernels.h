@@ -32,6 +32,13 @@ struct SparseInt8 {
   const uint16_t* pairs = nullptr;    // [chunks * rows] or null: none
 };
 
+// How a table likes its matrices packed. Every table computes the same from every packing.
+struct Packing {
+  int dense_chunk = 96;               // blocks of a chunk, at most: where most blocks are kept
+  int sparse_chunk = 96;              // and where few are
+  bool couples = false;               // worth forming
+};
+
 // The same in float32, one input per entry instead of four: unstructured or blocked zeros alike.
 struct SparseFloat {
   int rows = 0;
@@ -99,6 +106,7 @@ struct Attention {
 
 struct Kernels {
   const char* name;                   // the instruction set, as OBERT_FORCE_ISA calls it
+  Packing packing;                    // for pack_sparse.h
 
   // acc[r - row_begin][kPanel] = sum over the row's blocks of value . x, for the rows
   // row_begin .. row_end (row_begin % 4 == 0) and groups * kGroup tokens of one uint8 panel `x`.

@@ -86,19 +86,20 @@ double density(const int16_t* weights, size_t count) {
   return count ? static_cast<double>(kept) / static_cast<double>(count) : 0;
 }
 
-int chunk_size(int blocks, double kept) {
-  const int most = kept < kSparseDensity ? kSparseChunkBlocks : kChunkBlocks;
+// Chunks of about the same size, none above what is asked for.
+int chunk_size(int blocks, int most) {
   const int chunks = std::max(1, (blocks + most - 1) / most);
   return std::max(1, (blocks + chunks - 1) / chunks);
 }
 
 }  // namespace
 
-SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs) {
+SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs, const Packing& packing) {
   SparseInt8Storage s;
   const int blocks = (inputs + kBlock - 1) / kBlock;
   s.rows = rows;
-  s.chunk_blocks = chunk_size(blocks, density(weights, static_cast<size_t>(rows) * inputs));
+  const bool sparse = density(weights, static_cast<size_t>(rows) * inputs) < kSparseDensity;
+  s.chunk_blocks = chunk_size(blocks, sparse ? packing.sparse_chunk : packing.dense_chunk);
   s.chunks = std::max(1, (blocks + s.chunk_blocks - 1) / s.chunk_blocks);
   s.start.reserve(static_cast<size_t>(s.chunks) * rows + 1);
   s.pairs.reserve(static_cast<size_t>(s.chunks) * rows);
@@ -110,7 +111,7 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs)
       kept.clear();
       for (int b = begin; b < end; ++b) split_block(row + b * kBlock, std::min(kBlock, inputs - b * kBlock), b - begin, kept);
       s.start.push_back(static_cast<uint32_t>(s.index.size()));
-      s.pairs.push_back(static_cast<uint16_t>(form_couples(kept)));
+      s.pairs.push_back(static_cast<uint16_t>(packing.couples ? form_couples(kept) : 0));
       for (const Block& b : kept) {
         s.index.push_back(b.index);
         s.value.insert(s.value.end(), b.value, b.value + kBlock);

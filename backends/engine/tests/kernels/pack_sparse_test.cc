@@ -9,7 +9,7 @@ namespace {
 void check_case(int rows, int inputs, double density, int low, int high) {
   Random random(static_cast<uint32_t>(rows + inputs));
   const std::vector<int16_t> w = random_weights(random, rows, inputs, density, low, high);
-  const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs);
+  const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs, {96, 192, rows == 5});
   std::vector<int> sum(w.size());
   CHECK(s.start.size() == static_cast<size_t>(s.chunks) * rows + 1 && s.start.back() == s.index.size() && s.value.size() == 4 * s.index.size(), "sizes of %d x %d", rows, inputs);
   for (int c = 0; c < s.chunks; ++c)

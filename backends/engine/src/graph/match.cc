@@ -175,8 +175,8 @@ class Matcher {
     int x = in(n, 0);
     if (!q) return false;
     View v = view(x);
-    if (!v.held() || v.layout == Layout::kScores) return false;   // from outside: see quantized_input
-    if (v.layout == Layout::kProbabilities) return pass_probabilities(n, *q);
+    if (!v.held()) return false;   // from outside: see quantized_input
+    if (v.layout == Layout::kScores || v.layout == Layout::kProbabilities) return round(n, v, *q);
     if (v.form == Form::kQuantized || !(v.factor > 0.f)) return false;
     q->scale /= v.factor;   // quantising factor * x at a scale is quantising x at scale / factor
     if (v.form == Form::kDequantized) {
@@ -195,12 +195,27 @@ class Matcher {
     return a.zero_point == b.zero_point && a.is_signed == b.is_signed && std::fabs(a.scale - b.scale) <= 1e-6f * a.scale;
   }
 
-  // Probabilities stay in float: a quantisation that covers 0 to 1 only rounds them.
-  bool pass_probabilities(int n, const Quantization& q) {
-    if (-q.zero_point * q.scale > 1e-6f || (255 - q.zero_point) * q.scale < 0.99f)
-      return fail("its quantisation cuts probabilities off");
-    View v = view(in(n, 0));
+  // Scores and probabilities stay in float, and are rounded where the graph quantises them.
+  bool round(int n, View v, Quantization q) {
+    bool scores = v.layout == Layout::kScores;
+    if (scores && v.masks[0] >= 0) return fail("its scores are quantised after a mask was added");
+    if (v.form == Form::kQuantized || !(v.factor > 0.f)) return false;
+    if (scores) q.scale /= v.factor;
+    Quantization& rounding = scores ? v.score_rounding : v.probability_rounding;
+    if (rounding.scale != 0.f && !alike(rounding, q)) return fail("its scores or probabilities are quantised twice");
+    rounding = q;
     v.form = Form::kQuantized;
+    return show(n, v);
+  }
+
+  bool unround(int n, View v) {
+    bool scores = v.layout == Layout::kScores;
+    const Quantization& have = scores ? v.score_rounding : v.probability_rounding;
+    auto q = quantization(g_, node(n));
+    if (!q) return false;
+    if (scores) q->scale /= v.factor;
+    if (!alike(*q, have)) return false;
+    v.form = Form::kFloat;
     return show(n, v);
   }
 
@@ -228,10 +243,7 @@ class Matcher {
   bool dequantize(int n) {
     View v = view(in(n, 0));
     if (!v.held() || v.form != Form::kQuantized) return false;
-    if (v.layout == Layout::kProbabilities) {
-      v.form = Form::kFloat;
-      return show(n, v);
-    }
+    if (v.layout == Layout::kScores || v.layout == Layout::kProbabilities) return unround(n, v);
     const Quantization& have = m_.ops[v.op].quantization;
     auto q = quantization(g_, node(n));
     if (!q) {   // without a zero point the type is that of the tensor
@@ -693,6 +705,8 @@ class Matcher {
     op.masks[0] = p.masks[0];
     op.masks[1] = p.masks[1];
     op.nan_to_zero = p.nan_to_zero;
+    op.score_rounding = p.score_rounding;
+    op.probability_rounding = p.probability_rounding;
     View v;
     v.op = add(op);
     v.layout = Layout::kHeads;

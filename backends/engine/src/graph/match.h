@@ -40,6 +40,8 @@ struct View {
   int key = -1;                    // scores: the op of the keys (op is that of the queries)
   int masks[2] = {-1, -1};         // scores: values of the graph added to them
   bool nan_to_zero = false;        // probabilities: 0 where they are NaN
+  // Quantised and dequantised on the way; scale 0: not. That of scores counts before `factor`.
+  Quantization score_rounding{0.f}, probability_rounding{0.f};
 
   bool held() const { return op >= 0; }
   // Can be written out as the tensor that the graph has at this place.

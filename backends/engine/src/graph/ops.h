@@ -63,6 +63,8 @@ struct Op {
   float scale = 1.f;                  // kAttention
   int masks[2] = {-1, -1};            // kAttention: values of the graph added to the scores, or -1
   bool nan_to_zero = false;           // kAttention: probabilities that are NaN count as 0
+  Quantization score_rounding{0.f};   // kAttention: of q . k before `scale`; scale 0: none
+  Quantization probability_rounding{0.f};   // kAttention
 };
 
 }  // namespace obert

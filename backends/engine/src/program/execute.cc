@@ -244,6 +244,9 @@ class Group {
 
   Epilogue epilogue(const Step& s, size_t panel) const {
     Epilogue e;
+    e.rounding = s.rounding;
+    e.shift = s.beta.empty() ? nullptr : s.beta.data();
+    e.out_rounding = s.out_rounding;
     e.activation = s.activation;
     e.residual = floats(s.residual, panel);
     e.factor = floats(s.factor, panel);
@@ -291,9 +294,7 @@ class Group {
     each(cuts * panels_, [&](size_t task) {
       size_t panel = task % panels_;
       int begin = static_cast<int>(task / panels_) * size, end = std::min(s.x.width, begin + size);
-      Epilogue e = epilogue(s, panel);
-      if (!s.beta.empty()) e.bias = s.beta.data();
-      k_.finish_float(e, floats(s.x, panel) + static_cast<size_t>(begin) * kPanel, groups_in(panel),
+      k_.finish_float(epilogue(s, panel), floats(s.x, panel) + static_cast<size_t>(begin) * kPanel, groups_in(panel),
                       begin, end);
     });
   }
@@ -340,6 +341,9 @@ class Group {
       part(s.key, a.k, a.k_width, a.k_column);
       part(s.value, a.v, a.v_width, a.v_column);
       a.scale = s.scale;
+      a.scores = s.scores;
+      a.probabilities = s.probabilities;
+      a.nan_to_zero = s.nan_to_zero;
       a.query_begin = static_cast<int>(block) * kPanel;
       a.query_end = std::min(length, a.query_begin + kPanel);
       if (s.out.used()) a.out = reinterpret_cast<float*>(base(s.out.buffer));

@@ -13,6 +13,8 @@ namespace {
 struct Fused {
   int op = -1;                     // the op it began with
   int last = -1;                   // the op whose float result it has
+  Rounding rounding, out_rounding;
+  int shift = -1;                  // op kShift that comes before the activation
   Activation activation = Activation::kNone;
   int residual = -1, factor = -1;  // ops
   int quantize = -1;               // op whose result is a second output
@@ -114,8 +116,19 @@ class Lowering {
       int next = only_reader(f.last);
       if (next < 0 || taken_[next]) return;
       const Op& op = ops_[next];
-      bool open = f.residual < 0 && f.factor < 0;
-      if (op.kind == OpKind::kActivate && open && f.activation == Activation::kNone) {
+      bool open = f.residual < 0 && f.factor < 0 && f.out_rounding.scale == 0.f;
+      if (op.kind == OpKind::kQuantize) {
+        // Quantised and at once dequantised: a float that was rounded.
+        int back = only_reader(next);
+        if (back < 0 || ops_[back].kind != OpKind::kDequantize) return;
+        bool first = f.rounding.scale == 0.f && f.shift < 0 && f.activation == Activation::kNone && open;
+        if (!first && f.out_rounding.scale != 0.f) return;
+        (first ? f.rounding : f.out_rounding) = {op.quantization.scale, op.quantization.zero_point};
+        taken_[next] = 1;
+        next = back;
+      } else if (op.kind == OpKind::kShift && open && f.shift < 0 && f.activation == Activation::kNone) {
+        f.shift = next;
+      } else if (op.kind == OpKind::kActivate && open && f.activation == Activation::kNone) {
         f.activation = op.activation;
       } else if ((op.kind == OpKind::kAdd || op.kind == OpKind::kMultiply) && open && op.inputs[0] != op.inputs[1]) {
         int other = op.inputs[0] == f.last ? op.inputs[1] : op.inputs[0];
@@ -252,6 +265,9 @@ class Lowering {
     const Op& op = ops_[f.op];
     Step s;
     s.activation = f.activation;
+    s.rounding = f.rounding;
+    s.out_rounding = f.out_rounding;
+    if (f.shift >= 0) s.beta = ops_[f.shift].beta;
     switch (op.kind) {
       case OpKind::kImport:
         s.kind = StepKind::kImport;
@@ -295,7 +311,7 @@ class Lowering {
       default:
         s.kind = StepKind::kPointwise;
         s.x = place_[op.inputs[0]];
-        s.beta = op.beta;
+        if (op.kind == OpKind::kShift) s.beta = op.beta;
         if (op.kind == OpKind::kAdd) s.residual = place_[op.inputs[1]];
         if (op.kind == OpKind::kMultiply) s.factor = place_[op.inputs[1]];
         break;
@@ -337,6 +353,8 @@ class Lowering {
       }
     }
     s.nan_to_zero = op.nan_to_zero;
+    s.scores = {op.score_rounding.scale * op.scale, op.score_rounding.zero_point};
+    s.probabilities = {op.probability_rounding.scale, op.probability_rounding.zero_point};
     p_.sequence_rank = 3;
   }
 

@@ -41,7 +41,7 @@ struct Step {
   float inverse_scale = 1.f;              // of `quantized`; kDequantize: the scale itself
   int zero_point = 0;
   int product = -1;                       // kProduct: place in Program::products
-  std::vector<float> gamma, beta;         // kLayerNorm; kPointwise: beta is added first
+  std::vector<float> gamma, beta;         // kLayerNorm; kProduct, kPointwise: beta is Epilogue's shift
   float epsilon = 0.f;
   Slice key, value;                       // kAttention; x is the queries
   int head_dim = 0;
@@ -49,6 +49,8 @@ struct Step {
   int masks[2] = {-1, -1};                // kAttention: inputs of the part; from kConstantMasks on
                                           // places in Program::masks; -1: none
   bool nan_to_zero = false;               // kAttention
+  Rounding scores, probabilities;         // kAttention
+  Rounding rounding, out_rounding;        // kProduct, kPointwise: see Epilogue
 };
 
 // A packed matrix with what its epilogue needs.

@@ -138,11 +138,11 @@ std::optional<Quantization> quantization(const Graph& g, const Node& node) {
   return q;
 }
 
-std::optional<Weights> matrix(const Graph& g, int value, std::vector<int>& nodes, std::string& reason) {
+std::optional<Weights> matrix(const Graph& g, int value, bool transposed, std::vector<int>& nodes, std::string& reason) {
   Weights w;
-  bool swapped = false;
+  bool swapped = transposed;
   const Node* dequantize = nullptr;
-  bool axis_swapped = false;   // an odd number of transposes between DequantizeLinear and the product
+  bool axis_swapped = false;   // whether DequantizeLinear's result is [outputs, inputs]
   for (int depth = 0; depth < 4; ++depth) {
     if (const Constant* c = g.constant(value)) {
       w.matrix = c;
@@ -179,7 +179,6 @@ std::optional<Weights> matrix(const Graph& g, int value, std::vector<int>& nodes
     reason = "its constant is no matrix";
     return std::nullopt;
   }
-  // Before any Transpose the matrix is [inputs, outputs].
   w.outputs_first = swapped;
   w.inputs = static_cast<int>(c.shape[swapped ? 1 : 0]);
   w.outputs = static_cast<int>(c.shape[swapped ? 0 : 1]);
@@ -201,7 +200,6 @@ std::optional<Weights> matrix(const Graph& g, int value, std::vector<int>& nodes
   }
   const Constant* s = g.constant(dequantize->inputs[1]);
   if (s->count != 1) {
-    // Transposes behind DequantizeLinear swap what its axis counts.
     if (axis_of(*dequantize, 2) != (axis_swapped ? 0 : 1)) {
       reason = "its matrix has scales along the inputs";
       return std::nullopt;

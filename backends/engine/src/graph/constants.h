@@ -22,8 +22,10 @@ std::optional<std::vector<int64_t>> integers(const Graph& graph, int value);
 // Scale and zero point of a QuantizeLinear or DequantizeLinear whose tensor has one scale.
 std::optional<Quantization> quantization(const Graph& graph, const Node& node);
 
-// The constant matrix behind `value` [inputs, outputs], read through DequantizeLinear and Transpose.
+// The constant matrix behind `value`, [inputs, outputs] or, when `transposed`, [outputs, inputs],
+// read through DequantizeLinear and Transpose.
 // `nodes` gets the nodes of the chain. Empty where the chain is another one; `reason` says why.
-std::optional<Weights> matrix(const Graph& graph, int value, std::vector<int>& nodes, std::string& reason);
+std::optional<Weights> matrix(const Graph& graph, int value, bool transposed, std::vector<int>& nodes,
+                              std::string& reason);
 
 }  // namespace obert

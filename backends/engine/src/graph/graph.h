@@ -28,6 +28,8 @@ struct Value {
   int producer = -1;               // node, -1: graph input or constant
   std::vector<int> consumers;      // nodes, one entry per use
   bool is_output = false;          // of the graph
+  int rank = -1;                   // -1: unknown
+  int64_t last = -1;               // its last dimension, -1: unknown
   bool is_constant = false;
   Constant constant;               // when is_constant
 };

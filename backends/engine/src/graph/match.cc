@@ -77,6 +77,9 @@ class Matcher {
   // A value from outside as a token tensor of `width` features.
   int import(int value, int width, const Quantization* q = nullptr) {
     if (value < 0 || g_.values[value].is_constant || row_of_[value] >= 0) return -1;
+    // Of a scalar or a narrower tensor the graph means something else: it is spread over the features.
+    const Value& v = g_.values[value];
+    if ((v.rank >= 0 && v.rank < 2) || (v.last >= 0 && v.last != width)) return -1;
     if (imports_[value] >= 0) {
       const Op& op = m_.ops[imports_[value]];
       return op.width == width && op.quantized == (q != nullptr) ? imports_[value] : -1;
@@ -329,17 +332,10 @@ class Matcher {
       return fail("it is a Gemm with transA, alpha or beta");
     std::vector<int> chain;
     std::string why;
-    auto w = matrix(g_, in(n, 1), chain, why);
+    auto w = matrix(g_, in(n, 1), gemm && p.integer("transB", 0) != 0, chain, why);
     if (!w) return fail(why.c_str());
     for (int c : chain)
       if (barred_[c]) return fail("its matrix is read outside of the engine too");
-    if (gemm && p.integer("transB", 0) != 0) {
-      if (!w->scale.empty() && !uniform_or_first_axis(chain, *w)) return fail("its matrix has scales along the inputs");
-      w->outputs_first = !w->outputs_first;
-      std::swap(w->inputs, w->outputs);
-    } else if (!w->scale.empty() && w->scale.size() != static_cast<size_t>(w->outputs)) {
-      return fail("its matrix has scales along the inputs");
-    }
     if (gemm && in(n, 2) >= 0) {
       auto bias = vector(g_, in(n, 2), static_cast<size_t>(w->outputs));
       if (!bias) return fail("its bias is not one constant for each output");
@@ -363,20 +359,6 @@ class Matcher {
     op.weights = static_cast<int>(m_.weights.size());
     m_.weights.push_back(std::move(*w));
     return show(n, add(op));
-  }
-
-  // Gemm with transB reads [outputs, inputs]: the scales that matrix() spread over axis 1 must be
-  // along axis 0, which it can only have accepted when there is one scale.
-  bool uniform_or_first_axis(const std::vector<int>& chain, Weights& w) {
-    for (int c : chain) {
-      const Node& dq = node(c);
-      if (dq.op != "DequantizeLinear") continue;
-      const Constant* s = g_.constant(dq.inputs[1]);
-      if (s->count != 1) return false;
-    }
-    w.scale.assign(static_cast<size_t>(w.inputs), w.scale[0]);
-    if (!w.zero_point.empty()) w.zero_point.assign(static_cast<size_t>(w.inputs), w.zero_point[0]);
-    return true;
   }
 
   void chain_of_bias(int value, std::vector<int>& chain) const {

@@ -13,7 +13,7 @@ namespace obert::ort {
 
 constexpr uint32_t kOldestApi = 23;   // the first with plugin execution providers: ONNX Runtime 1.23
 
-struct Status; struct Value; struct TensorInfo; struct KernelContext; struct SessionOptions;
+struct Status; struct Value; struct TypeInfo; struct TensorInfo; struct KernelContext; struct SessionOptions;
 struct Logger; struct KeyValues; struct HardwareDevice; struct EpDevice; struct Graph; struct Node;
 struct ValueInfo; struct OpAttribute; struct GraphSupport; struct NodeComputeContext; struct MemoryInfo;
 struct Allocator; struct DataTransfer; struct SyncStream; struct MemoryDevice;
@@ -34,6 +34,7 @@ struct ApiBase {
   X(0, Status*, CreateStatus, (int code, const char* message))                                              \
   X(2, const char*, GetErrorMessage, (const Status*))                                                       \
   X(51, Status*, GetTensorMutableData, (Value*, void** data))                                               \
+  X(55, Status*, CastTypeInfoToTensorInfo, (const TypeInfo*, const TensorInfo**))                           \
   X(60, Status*, GetTensorElementType, (const TensorInfo*, int* type))                                      \
   X(61, Status*, GetDimensionsCount, (const TensorInfo*, size_t* count))                                    \
   X(62, Status*, GetDimensions, (const TensorInfo*, int64_t* dimensions, size_t count))                     \
@@ -50,6 +51,7 @@ struct ApiBase {
   X(274, Status*, KernelContext_ParallelFor,                                                                \
     (const KernelContext*, void (*task)(void*, size_t), size_t total, size_t batches, void* argument))      \
   X(289, Status*, GetValueInfoName, (const ValueInfo*, const char**))                                       \
+  X(290, Status*, GetValueInfoTypeInfo, (const ValueInfo*, const TypeInfo**))                               \
   X(307, int, HardwareDevice_Type, (const HardwareDevice*))                                                 \
   X(317, const struct EpFunctions*, GetEpApi, ())                                                           \
   X(326, Status*, ValueInfo_GetInitializerValue, (const ValueInfo*, const Value**))                         \

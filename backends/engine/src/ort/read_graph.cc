@@ -135,8 +135,26 @@ class Reader {
     v.name = name;
     v.is_output = flag(api.ValueInfo_IsGraphOutput, info);
     if (flag(api.ValueInfo_IsConstantInitializer, info)) constant(info, v);
+    else shape(info, v);
     r_.graph.values.push_back(std::move(v));
     return place->second;
+  }
+
+  static void shape(const ValueInfo* info, obert::Value& v) {
+    const TypeInfo* type = nullptr;
+    const TensorInfo* tensor = nullptr;
+    size_t rank = 0;
+    Status* s = api.GetValueInfoTypeInfo(info, &type);
+    if (!s && type) s = api.CastTypeInfoToTensorInfo(type, &tensor);
+    if (!s && tensor) s = api.GetDimensionsCount(tensor, &rank);
+    std::vector<int64_t> dimensions(rank);
+    if (!s && tensor && rank) s = api.GetDimensions(tensor, dimensions.data(), rank);
+    if (s) {
+      api.ReleaseStatus(s);   // a value of unknown type stays unknown
+    } else if (tensor) {
+      v.rank = static_cast<int>(rank);
+      if (rank && dimensions.back() >= 0) v.last = dimensions.back();
+    }
   }
 
   static void constant(const ValueInfo* info, obert::Value& v) {

@@ -19,8 +19,8 @@ the one before:
 
 ONNX Runtime folds a DequantizeLinear only together with one op of one input and the QuantizeLinear
 behind it, and it drops an addition of zero, but only where it knows the zero when it begins to go
-over the graph: so each time one more turn is reached. A runtime without such habits computes zeros
-and unpacks all matrices at once.
+over the graph: so each time one more turn is reached. A runtime that folds everything at once
+unpacks all matrices at once, to the same weights.
 """
 
 from __future__ import annotations

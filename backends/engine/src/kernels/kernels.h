@@ -1,0 +1,129 @@
+// Every kernel of the engine, as one table of functions per instruction set.
+//
+// The table of `portable` is the oracle: plain C++, one loop per formula. Other tables compute the
+// same integers bit for bit, and the same floats within the bounds that tests/ states.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "layout.h"
+
+namespace obert {
+
+// A weight matrix [rows][4 * blocks] of int8 as kept 4-blocks, in the order the kernels walk it:
+// chunk by chunk along the inputs (a chunk of a panel stays in the first-level cache), row by row
+// inside a chunk. Block b of chunk c, row r lies at start[c * rows + r] <= b < start[c * rows + r + 1].
+// A block may appear more than once in a row: its values add up. `index` counts from the first
+// input of the chunk.
+//
+// Every block satisfies, for both pairs (w0, w1) and (w2, w3): the positive values add up to at
+// most 128 and the negative ones to at least -128. 255 * 128 < 2^15, so that vpmaddubsw, which adds
+// the pair in int16, cannot saturate whatever the activations are.
+struct SparseInt8 {
+  int rows = 0;
+  int chunks = 0;
+  int chunk_blocks = 0;               // blocks of inputs in a chunk, the last may have fewer
+  const uint32_t* start = nullptr;    // [chunks * rows + 1]
+  const uint16_t* index = nullptr;    // [start[chunks * rows]]
+  const int8_t* value = nullptr;      // [start[chunks * rows]][4]
+};
+
+// The same in float32, one input per entry instead of four: unstructured or blocked zeros alike.
+struct SparseFloat {
+  int rows = 0;
+  int chunks = 0;
+  int chunk_inputs = 0;
+  const uint32_t* start = nullptr;
+  const uint16_t* index = nullptr;
+  const float* value = nullptr;
+};
+
+enum class Activation : uint8_t { kNone, kRelu, kGeluErf, kGeluTanh, kSilu, kTanh };
+
+// What becomes of an accumulated row: y = act(acc * scale[row] + bias[row]) (+ residual), stored as
+// float and/or as uint8 = clamp(round_half_even(y * inverse_scale) + zero_point, 0, 255).
+struct Epilogue {
+  const float* scale = nullptr;       // [rows], null: 1 (float accumulators)
+  const float* bias = nullptr;        // [rows], null: 0
+  Activation activation = Activation::kNone;
+  const float* residual = nullptr;    // panel [rows][kPanel] or null, added after the activation
+  const float* factor = nullptr;      // panel [rows][kPanel] or null, multiplied after the activation (gates)
+  float* out = nullptr;               // panel [rows][kPanel] or null
+  uint8_t* quantized = nullptr;       // panel [rows / 4][kPanel][4] or null
+  float inverse_scale = 1.f;
+  int zero_point = 0;
+};
+
+// y = (x - mean) / sqrt(variance + epsilon) * gamma + beta over the features of each token, where
+// x is the sum of one or two panels.
+struct LayerNorm {
+  int features = 0;
+  const float* gamma = nullptr;       // [features]
+  const float* beta = nullptr;        // [features] or null
+  float epsilon = 0;
+  const float* x = nullptr;           // panel
+  const float* residual = nullptr;    // panel or null
+  float* out = nullptr;               // panel or null
+  uint8_t* quantized = nullptr;       // panel or null
+  float inverse_scale = 1.f;
+  int zero_point = 0;
+};
+
+// Scaled dot-product attention of one head over one sequence: for each query token
+//   p = softmax_k(scale * q . k + mask[., k]),  y = sum_k p_k v_k.
+// The tokens of the sequence are tokens first .. first + length of the buffers, wherever panel
+// borders fall. Buffers are float panels of `width` features; the head is features
+// column .. column + head_dim of each.
+struct Attention {
+  int head_dim = 0;
+  int length = 0;                     // tokens of the sequence
+  size_t first = 0;                   // index of its first token in the buffers
+  const float *q = nullptr, *k = nullptr, *v = nullptr;   // buffers: [panels][width][kPanel]
+  int q_width = 0, k_width = 0, v_width = 0;
+  int q_column = 0, k_column = 0, v_column = 0;
+  float scale = 1.f;
+  const float* mask = nullptr;        // added to the scores, or null
+  size_t mask_stride = 0;             // floats from one query's row of the mask to the next; 0: one row for all
+  int query_begin = 0, query_end = 0; // queries of this call, within 0 .. length; query_begin % kGroup == 0
+  float* out = nullptr;               // buffer [panels][out_width][kPanel] or null
+  uint8_t* quantized = nullptr;       // buffer [panels][out_width / 4][kPanel][4] or null
+  int out_width = 0, out_column = 0;  // out_column and head_dim are multiples of 4 when quantized
+  float inverse_scale = 1.f;
+  int zero_point = 0;
+  void* scratch = nullptr;            // attention_scratch(length, head_dim) bytes, 64-byte aligned
+};
+
+struct Kernels {
+  const char* name;                   // the instruction set, as OBERT_FORCE_ISA calls it
+
+  // acc[r - row_begin][kPanel] = sum over the row's blocks of value . x, for the rows
+  // row_begin .. row_end (row_begin % 4 == 0) and groups * kGroup tokens of one uint8 panel `x`.
+  void (*multiply_int8)(const SparseInt8& w, const uint8_t* x, int groups, int row_begin, int row_end, int32_t* acc);
+  // The same for float32 with a float panel.
+  void (*multiply_float)(const SparseFloat& w, const float* x, int groups, int row_begin, int row_end, float* acc);
+  // Finish rows row_begin .. row_end of one panel. `acc` is [row_end - row_begin][kPanel].
+  // When quantized is asked for, rows up to the next multiple of 4 beyond the last row of the
+  // matrix are filled with zero_point.
+  void (*finish_int8)(const Epilogue& e, const int32_t* acc, int groups, int row_begin, int row_end);
+  void (*finish_float)(const Epilogue& e, const float* acc, int groups, int row_begin, int row_end);
+  void (*layer_norm)(const LayerNorm& n, int groups);
+  void (*attention)(const Attention& a);
+  size_t (*attention_scratch)(int length, int head_dim);
+  // Row-major tokens [tokens][features] (row stride in elements) into and out of one panel.
+  void (*import_float)(const float* rows, size_t stride, int tokens, int features, float* panel);
+  void (*import_uint8)(const uint8_t* rows, size_t stride, int tokens, int features, uint8_t zero_point, uint8_t* panel);
+  void (*export_float)(const float* panel, int tokens, int features, float* rows, size_t stride);
+  void (*export_uint8)(const uint8_t* panel, int tokens, int features, uint8_t* rows, size_t stride);
+};
+
+// Instruction sets this library was built with and this processor has, best first; `portable` is
+// always the last. OBERT_FORCE_ISA, a name, leaves only that one.
+struct KernelSet {
+  const Kernels* const* tables;
+  size_t count;
+};
+KernelSet available_kernels();
+// The table called `name`, null where the library or the processor lacks it.
+const Kernels* find_kernels(const char* name);
+
+}  // namespace obert

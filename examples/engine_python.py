@@ -13,9 +13,7 @@ import onnxruntime
 PROVIDER = "ObertExecutionProvider"
 
 
-def open_session(
-    model: str, library: str, threads: int = 2
-) -> "onnxruntime.InferenceSession":
+def open_session(model: str, library: str, threads: int = 2) -> "onnxruntime.InferenceSession":
     """Open ``model`` with the engine first and ONNX Runtime for what the engine leaves."""
     devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == PROVIDER]
     if not devices:  # once in a process: a second registration would make a second device

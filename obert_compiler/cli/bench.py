@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from obert_compiler.cli.console import Console
@@ -55,10 +56,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         against, against_engine = against or options.model, against_engine or "cpu"
     with ExitStack() as stack:
         model = open_model(options.model, task=options.task).saved(stack)
-        other = model
-        if against is None:
-            other = None
-        elif against != options.model:
+        other: Path | None = None if against is None else model
+        if against is not None and against != options.model:
             other = open_model(against, task=options.task).saved(stack)
         found = bench(
             model,

@@ -1,9 +1,7 @@
 """Say where the engine lies and whether it runs here.
 
 The engine is an execution provider for ONNX Runtime, a shared library. Programs in other languages
-register it under the name ObertExecutionProvider:
-
-  onnxruntime.register_execution_provider_library("ObertExecutionProvider", "$(obertc engine --path)")
+register it under the name ObertExecutionProvider; docs/engine.md says how.
 """
 
 from __future__ import annotations

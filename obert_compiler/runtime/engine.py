@@ -139,9 +139,7 @@ ENGINES: dict[str, Callable[[str | Path | Graph, int | None], Engine]] = {
 """Engines that open a file by themselves. A further one is one class and one line here."""
 
 
-def open_engine(
-    name: str | None, model: str | Path | Graph, threads: int | None = None
-) -> Engine:
+def open_engine(name: str | None, model: str | Path | Graph, threads: int | None = None) -> Engine:
     """Load ``model`` in the engine called ``name``; None: ``obert``, or ``cpu`` where that cannot
     be used.
 

@@ -159,7 +159,9 @@ def engine_device() -> Any:
     """
     device, reason = _register()
     if device is None:
-        raise FailureError(f"engine: expected a library that ONNX Runtime loads, found none: {reason}")
+        raise FailureError(
+            f"engine: expected a library that ONNX Runtime loads, found none: {reason}"
+        )
     return device
 
 
@@ -245,7 +247,7 @@ _COUNTS = ("nodes", "claimed", "parts")
 
 
 def _register() -> tuple[Any, str]:
-    global _registered  # noqa: PLW0603 - ONNX Runtime's registry is one for the process
+    global _registered
     with _lock:
         if _registered is None:
             _registered = _found()
@@ -288,4 +290,5 @@ def _one_product() -> bytes:
         '<ir_version: 10, opset_import: ["": 21]>\n'
         "probe (float[n, 1] x, float[1, 1] w) => (float[n, 1] y) { y = MatMul(x, w) }"
     )
-    return ir.to_proto(ir.from_onnx_text(text)).SerializeToString()
+    payload: bytes = ir.to_proto(ir.from_onnx_text(text)).SerializeToString()
+    return payload

@@ -70,9 +70,9 @@ def session(
         model: what to open.
         threads: threads inside an op; the physical cores by default.
         providers: execution providers by preference, without the engine.
-        engine: ``obert`` for the engine, ``cpu`` for ONNX Runtime alone. By default the engine where
-            it can be used; where it cannot, ONNX Runtime alone, and the reason is logged and told
-            by `engine_use`.
+        engine: ``obert`` for the engine, ``cpu`` for ONNX Runtime alone. By default the engine
+            where it can be used; where it cannot, ONNX Runtime alone, and the reason is logged and
+            told by `engine_use`.
 
     Raises:
         UsageError: no such file, provider or engine.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -35,7 +36,8 @@ def test_no_library(
     reason = engine_absence()
     assert reason is not None
     assert "this installation has no libobert_engine.so" in reason
-    monkeypatch.setattr("obert_compiler.runtime.session._said", set())
+    module = importlib.import_module("obert_compiler.runtime.session")
+    monkeypatch.setattr(module, "_said", set())
     with caplog.at_level(logging.WARNING, "obert_compiler"):
         uses = [engine_use(session(model_file)) for _ in range(2)]
     assert [use.engine for use in uses] == ["cpu", "cpu"]
@@ -96,7 +98,13 @@ def test_claims_of_several_graphs_are_added_up(tmp_path: Path) -> None:
     skip = {"value": "y", "op": "Gemm", "reason": "dense"}
     lines = [
         {"isa": "avx2", "nodes": 3, "claimed": 0, "parts": 0, "skips": []},
-        {"isa": "avx2", "nodes": 10, "claimed": 8, "parts": 2, "skips": [skip, skip | {"value": "z"}]},
+        {
+            "isa": "avx2",
+            "nodes": 10,
+            "claimed": 8,
+            "parts": 2,
+            "skips": [skip, skip | {"value": "z"}],
+        },
     ]
     report = tmp_path / "report"
     report.write_text("".join(json.dumps(line) + "\n" for line in lines))

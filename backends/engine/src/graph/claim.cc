@@ -13,7 +13,7 @@ bool consistent(const Graph& g, const Match& m, const std::vector<int>& place, s
   bool fine = true;
   // What an op reads from outside must not be made inside as something else.
   for (const Op& op : m.ops)
-    for (int value : {op.value, op.mask}) {
+    for (int value : {op.value, op.masks[0], op.masks[1]}) {
       int p = value >= 0 ? g.values[value].producer : -1;
       if (p < 0 || place[p] < 0) continue;
       barred[p] = 1;
@@ -92,6 +92,18 @@ bool has_product(const Graph& g) {
   return false;
 }
 
+std::string first_unmatched(const Graph& g, const Match& m) {
+  for (size_t n = 0; n < g.nodes.size(); ++n) {
+    if (m.claimed[n]) continue;
+    int value = g.nodes[n].outputs.empty() ? -1 : g.nodes[n].outputs[0];
+    std::string text = ": " + g.nodes[n].op + (value >= 0 ? " '" + g.values[value].name + "'" : "");
+    for (const Skip& skip : m.skips)
+      if (skip.node == static_cast<int>(n)) text += ", " + skip.reason;
+    return text;
+  }
+  return "";
+}
+
 const char* const kWorthAReason[] = {"MatMul", "Gemm", "Softmax", "LayerNormalization"};
 
 }  // namespace
@@ -142,11 +154,11 @@ Claims claim(const Graph& graph) {
       claims.parts.push_back(std::move(part));
       continue;
     }
+    std::string why = complete ? "it stands alone, without a product that the engine computes"
+                               : "what it is connected with does not match by itself" + first_unmatched(alone, again);
     for (int n : part)
       for (const char* op : kWorthAReason)
-        if (graph.nodes[n].op == op)
-          claims.skips.push_back({n, complete ? "it stands alone, without a product that the engine computes"
-                                              : "what it is connected with does not match by itself"});
+        if (graph.nodes[n].op == op) claims.skips.push_back({n, why});
   }
   for (size_t n = 0; n < barred.size(); ++n)
     for (const char* op : kWorthAReason)

@@ -60,37 +60,56 @@ int64_t axis_of(const Node& node, size_t rank) {
 
 }  // namespace
 
-std::optional<float> scalar(const Graph& g, int value) {
-  const Constant* c = g.constant(value);
-  if (!c || c->type != Type::kFloat || c->count != 1 || !whole(*c)) return std::nullopt;
-  return c->as<float>()[0];
-}
-
 std::optional<std::vector<int64_t>> integers(const Graph& g, int value) {
   const Constant* c = g.constant(value);
   if (!c || c->type != Type::kInt64 || !whole(*c)) return std::nullopt;
   return std::vector<int64_t>(c->as<int64_t>(), c->as<int64_t>() + c->count);
 }
 
-std::optional<std::vector<float>> vector(const Graph& g, int value, size_t count) {
+namespace {
+
+// All elements of a float constant or of one behind DequantizeLinear.
+std::optional<std::vector<float>> floats(const Graph& g, int value) {
   if (const Constant* c = g.constant(value)) {
-    if (c->type != Type::kFloat || c->count != count || !whole(*c)) return std::nullopt;
-    return std::vector<float>(c->as<float>(), c->as<float>() + count);
+    if (c->type != Type::kFloat || !whole(*c)) return std::nullopt;
+    return std::vector<float>(c->as<float>(), c->as<float>() + c->count);
   }
   const Node* node = g.producer(value);
   if (!node || node->op != "DequantizeLinear" || node->inputs.empty()) return std::nullopt;
   const Constant* c = g.constant(node->inputs[0]);
-  if (!c || c->count != count || !whole(*c) || node->integer("block_size", 0) != 0) return std::nullopt;
+  if (!c || c->shape.size() > 1 || !whole(*c) || node->integer("block_size", 0) != 0) return std::nullopt;
   std::vector<float> scale;
   std::vector<int> zero;
-  if (!spread(g, *node, count, scale, zero)) return std::nullopt;
-  std::vector<float> result(count);
-  for (size_t i = 0; i < count; ++i) {
+  if (!spread(g, *node, c->count, scale, zero)) return std::nullopt;
+  std::vector<float> result(c->count);
+  for (size_t i = 0; i < c->count; ++i) {
     auto v = integer_at(*c, i);
     if (!v) return std::nullopt;
     result[i] = scale[i] * static_cast<float>(static_cast<int64_t>(*v) - (zero.empty() ? 0 : zero[i]));
   }
   return result;
+}
+
+const Constant* stored(const Graph& g, int value) {
+  const Node* node = g.producer(value);
+  return node && !node->inputs.empty() && !g.constant(value) ? g.constant(node->inputs[0]) : g.constant(value);
+}
+
+}  // namespace
+
+std::optional<float> scalar(const Graph& g, int value) {
+  const Constant* c = stored(g, value);
+  if (!c || c->count != 1) return std::nullopt;
+  auto all = floats(g, value);
+  return all ? std::optional<float>((*all)[0]) : std::nullopt;
+}
+
+std::optional<std::vector<float>> vector(const Graph& g, int value, size_t count) {
+  const Constant* c = stored(g, value);
+  if (!c || c->count == 0 || (count != 0 && c->count != count)) return std::nullopt;
+  for (size_t i = 0; i + 1 < c->shape.size(); ++i)
+    if (c->shape[i] != 1) return std::nullopt;
+  return floats(g, value);
 }
 
 std::optional<Quantization> quantization(const Graph& g, const Node& node) {

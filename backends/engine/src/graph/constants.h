@@ -9,11 +9,12 @@
 
 namespace obert {
 
-// The only element of a float constant.
+// The only element of a float constant; DequantizeLinear of a constant is evaluated.
 std::optional<float> scalar(const Graph& graph, int value);
 
-// A float constant of `count` elements; DequantizeLinear of a constant is evaluated.
-std::optional<std::vector<float>> vector(const Graph& graph, int value, size_t count);
+// A float constant with one dimension, of `count` elements where that is given; DequantizeLinear of
+// a constant is evaluated.
+std::optional<std::vector<float>> vector(const Graph& graph, int value, size_t count = 0);
 
 // An int64 constant.
 std::optional<std::vector<int64_t>> integers(const Graph& graph, int value);

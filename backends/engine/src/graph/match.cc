@@ -6,6 +6,8 @@
 
 #include "constants.h"
 #include "match_rows.h"
+#include "patterns.h"
+#include "shape_values.h"
 
 namespace obert {
 namespace {
@@ -147,9 +149,13 @@ class Matcher {
     if (op == "Reshape") return reshape(n);
     if (op == "Transpose") return transpose(n);
     if (op == "Softmax") return softmax(n);
+    if (op == "IsNaN") return is_nan(n);
+    if (op == "Where") return nan_to_zero(n);
     if (op == "LayerNormalization") return layer_norm(n);
-    if (op == "Erf") return gelu_by_erf(n);
-    if (op == "Sigmoid") return silu_by_sigmoid(n);
+    if (op == "ReduceMean") return layer_norm_of(layer_norm_from_mean(g_, n));
+    if (op == "Erf") return activation_of(gelu_around_erf(g_, n), Activation::kGeluErf);
+    if (op == "Sigmoid") return activation_of(silu_around_sigmoid(g_, n), Activation::kSilu);
+    if (op == "Tanh" && activation_of(gelu_around_tanh(g_, n), Activation::kGeluTanh)) return true;
     if (op == "Gelu" || op == "Relu" || op == "Tanh" || op == "Swish") return activate(n);
     if (op == "Identity" || op == "Dropout") return pass(n);
     return false;
@@ -171,19 +177,22 @@ class Matcher {
     View v = view(x);
     if (!v.held() || v.layout == Layout::kScores) return false;   // from outside: see quantized_input
     if (v.layout == Layout::kProbabilities) return pass_probabilities(n, *q);
-    if (v.factor != 1.f) return false;
-    if (v.form == Form::kQuantized) return false;
+    if (v.form == Form::kQuantized || !(v.factor > 0.f)) return false;
+    q->scale /= v.factor;   // quantising factor * x at a scale is quantising x at scale / factor
     if (v.form == Form::kDequantized) {
-      if (!m_.ops[v.op].quantization.same(*q)) {
-        if (!v.plain()) return false;
-        v = View{};
-        v.op = dequantized(view(x).op);
-      } else {
+      if (alike(m_.ops[v.op].quantization, *q)) {
         v.form = Form::kQuantized;   // quantising what was just dequantised alike changes nothing
-        return m_.ops[v.op].quantization.is_signed == q->is_signed && show(n, v);
+        return show(n, v);
       }
+      v.op = dequantized(v.op);
+      v.form = Form::kFloat;
     }
     return show(n, quantized_view(v, *q));
+  }
+
+  // The same but for the rounding of a scale that was divided by a factor.
+  static bool alike(const Quantization& a, const Quantization& b) {
+    return a.zero_point == b.zero_point && a.is_signed == b.is_signed && std::fabs(a.scale - b.scale) <= 1e-6f * a.scale;
   }
 
   // Probabilities stay in float: a quantisation that covers 0 to 1 only rounds them.
@@ -225,12 +234,13 @@ class Matcher {
     }
     const Quantization& have = m_.ops[v.op].quantization;
     auto q = quantization(g_, node(n));
-    if (!q) {
+    if (!q) {   // without a zero point the type is that of the tensor
       auto scale = scalar(g_, in(n, 1));
-      if (in(n, 2) >= 0 || !scale || have.zero_point != (have.is_signed ? 128 : 0) || *scale != have.scale) return false;
-    } else if (!q->same(have) || q->is_signed != have.is_signed) {
-      return false;
+      if (in(n, 2) >= 0 || !scale) return false;
+      q = Quantization{*scale, have.is_signed ? 128 : 0, have.is_signed};
     }
+    q->scale /= v.factor;
+    if (!alike(*q, have)) return false;
     v.form = Form::kDequantized;
     return show(n, v);
   }
@@ -369,14 +379,7 @@ class Matcher {
     if (!view(a).held()) std::swap(a, b);
     View v = view(a);
     if (!v.held()) return false;
-    if (v.layout == Layout::kScores) {
-      if (v.mask >= 0) return fail("two masks are added to the scores of one attention");
-      if (b < 0 || view(b).held() || row_of_[b] >= 0) return fail("what is added to its scores is computed in the engine");
-      const Constant* c = g_.constant(b);
-      if (c && (c->type != Type::kFloat || !c->data)) return fail("what is added to its scores is no float constant");
-      v.mask = b;
-      return show(n, v);
-    }
+    if (v.layout == Layout::kScores) return masked(n, v, b);
     if (!plain_float(a)) {
       if (!v.plain() || v.form != Form::kDequantized) return false;
       v = View{};
@@ -394,14 +397,31 @@ class Matcher {
     return show(n, add(op));
   }
 
+  bool masked(int n, View v, int mask) {
+    if (v.masks[1] >= 0) return fail("more than two masks are added to the scores of one attention");
+    if (mask < 0 || view(mask).held() || row_of_[mask] >= 0) return fail("what is added to its scores is computed in the engine");
+    const Constant* c = g_.constant(mask);
+    if (c && (c->type != Type::kFloat || !c->data)) return fail("what is added to its scores is no float constant");
+    v.masks[v.masks[0] >= 0 ? 1 : 0] = mask;
+    return show(n, v);
+  }
+
   bool add_bias(int n, int op, const std::vector<float>& bias, int value) {
     const Op& producer = m_.ops[op];
-    if (producer.kind != OpKind::kLinear || only_consumer(other_input(n, value)) != n) return false;
-    Weights& w = m_.weights[producer.weights];
-    if (!w.bias.empty()) return false;
-    w.bias = bias;
-    if (!g_.constant(value) && g_.values[value].producer >= 0) m_.claimed[g_.values[value].producer] = 1;
-    return show(n, op);
+    if (!g_.constant(value) && g_.values[value].producer >= 0) {
+      if (barred_[g_.values[value].producer]) return false;
+      m_.claimed[g_.values[value].producer] = 1;
+    }
+    if (producer.kind == OpKind::kLinear && only_consumer(other_input(n, value)) == n && m_.weights[producer.weights].bias.empty()) {
+      m_.weights[producer.weights].bias = bias;
+      return show(n, op);
+    }
+    Op shift;
+    shift.kind = OpKind::kShift;
+    shift.inputs = {op};
+    shift.width = producer.width;
+    shift.beta = bias;
+    return show(n, add(shift));
   }
 
   bool scaled(int n) {
@@ -409,11 +429,11 @@ class Matcher {
     bool division = node(n).op == "Div";
     if (!division && !view(a).held()) std::swap(a, b);
     View v = view(a);
-    if (!v.held() || v.form != Form::kFloat) return false;
+    if (!v.held() || v.form == Form::kQuantized) return false;
     if (v.layout != Layout::kTokens && v.layout != Layout::kProbabilities) {
       auto f = scalar(g_, b);
       if (!f || !std::isfinite(*f) || *f == 0 || std::fabs(*f) > kHugeMask) return false;
-      if (v.mask >= 0) return fail("its scores are scaled after a mask was added");
+      if (v.masks[0] >= 0) return fail("its scores are scaled after a mask was added");
       v.factor *= division ? 1.f / *f : *f;
       return show(n, v);
     }
@@ -457,65 +477,45 @@ class Matcher {
     return s && std::fabs(*s - x) < 1e-4f * std::fabs(x);
   }
 
-  // x * 0.5 * (1 + erf(x / sqrt(2))), in the orders that exporters write it.
-  bool gelu_by_erf(int n) {
-    int e = g_.values[in(n, 0)].producer;
-    if (e < 0 || only_consumer(in(n, 0)) != n) return false;
-    int x = -1;
-    if (is(e, "Div") && near(in(e, 1), 1.41421356f)) x = in(e, 0);
-    if (is(e, "Mul")) {
-      if (near(in(e, 1), 0.70710678f)) x = in(e, 0);
-      if (near(in(e, 0), 0.70710678f)) x = in(e, 1);
-    }
-    if (x < 0 || !plain_float(x)) return false;
-    int plus = only_consumer(out(n));
-    if (!is(plus, "Add") || !near(other_input(plus, out(n)), 1.f)) return false;
-    int first = only_consumer(out(plus));
-    if (!is(first, "Mul")) return false;
-    int factor = other_input(first, out(plus));
-    std::vector<int> covered = {e, n, plus, first};
-    int last = first;
-    if (factor == x || near(factor, 0.5f)) {
-      last = only_consumer(out(first));
-      if (!is(last, "Mul")) return false;
-      int rest = other_input(last, out(first));
-      if (factor == x ? !near(rest, 0.5f) : rest != x) return false;
-      covered.push_back(last);
-    } else {
-      int half = factor >= 0 ? g_.values[factor].producer : -1;
-      if (!is(half, "Mul") || only_consumer(factor) != first) return false;
-      bool halves = (in(half, 0) == x && near(in(half, 1), 0.5f)) || (in(half, 1) == x && near(in(half, 0), 0.5f));
-      if (!halves) return false;
-      covered.push_back(half);
-    }
-    for (int c : covered) m_.claimed[c] = 1;
-    return activate_as(last, x, Activation::kGeluErf);
+  bool covers(const Pattern& p) const {
+    return std::none_of(p.nodes.begin(), p.nodes.end(), [&](int n) { return barred_[n] || (m_.claimed[n] != 0); });
   }
 
-  bool silu_by_sigmoid(int n) {
-    int x = in(n, 0);
-    int product = only_consumer(out(n));
-    if (!plain_float(x) || !is(product, "Mul") || other_input(product, out(n)) != x) return false;
-    m_.claimed[product] = 1;
-    return activate_as(product, x, Activation::kSilu);
+  bool activation_of(const std::optional<Pattern>& p, Activation activation) {
+    if (!p || !covers(*p) || !plain_float(p->x)) return false;
+    for (int n : p->nodes) m_.claimed[n] = 1;
+    return activate_as(p->last, p->x, activation);
+  }
+
+  bool layer_norm_of(const std::optional<Pattern>& p) {
+    if (!p || !covers(*p)) return false;
+    Op op;
+    op.kind = OpKind::kLayerNorm;
+    op.width = static_cast<int>(p->gamma.size());
+    op.gamma = p->gamma;
+    op.beta = p->beta;
+    op.epsilon = p->epsilon;
+    int x = tensor(p->x, op.width);
+    if (x < 0) return false;
+    op.inputs = {x};
+    for (int n : p->nodes) m_.claimed[n] = 1;
+    return show(p->last, add(op));
   }
 
   bool layer_norm(int n) {
     int axis = static_cast<int>(node(n).integer("axis", -1));
-    const Constant* gamma = g_.constant(in(n, 1));
-    if (!gamma || gamma->shape.size() != 1) return fail("its scale is no constant vector");
+    auto gamma = vector(g_, in(n, 1));
+    if (!gamma) return fail("its scale is no constant vector");
     if (axis != -1 && axis != 2) return fail("it normalises over more than the last axis");
     for (size_t i = 1; i < node(n).outputs.size(); ++i)
       if (node(n).outputs[i] >= 0 && !g_.values[node(n).outputs[i]].consumers.empty())
         return fail("its mean or deviation is read");
     Op op;
     op.kind = OpKind::kLayerNorm;
-    op.width = static_cast<int>(gamma->count);
-    auto g = vector(g_, in(n, 1), gamma->count);
-    if (!g || op.width == 0) return fail("its scale is no float vector");
-    op.gamma = *g;
+    op.width = static_cast<int>(gamma->size());
+    op.gamma = *gamma;
     if (in(n, 2) >= 0) {
-      auto b = vector(g_, in(n, 2), gamma->count);
+      auto b = vector(g_, in(n, 2), gamma->size());
       if (!b) return fail("its bias is no constant vector");
       op.beta = *b;
     }
@@ -523,52 +523,89 @@ class Matcher {
     int x = tensor(in(n, 0), op.width);
     if (x < 0) return fail("its input is not held as float tokens of that width");
     op.inputs = {x};
+    for (size_t i : {1, 2}) claim_constant_chain(in(n, i));
     return show(n, add(op));
   }
 
+  // A DequantizeLinear whose constant was read goes with its reader, where nothing else reads it.
+  void claim_constant_chain(int value) {
+    if (value < 0 || g_.constant(value)) return;
+    int p = g_.values[value].producer;
+    if (p >= 0 && !barred_[p] && only_consumer(value) >= 0) m_.claimed[p] = 1;
+  }
+
   // ---- attention ---------------------------------------------------------------------------------
-  // Elements of a Reshape's target that are constant, -1 for the rest; empty where it is unknown.
-  std::vector<int64_t> target(int value) const {
-    if (auto constant = integers(g_, value)) {
-      for (auto& d : *constant)
-        if (d <= 0) d = -1;
-      return *constant;
+  // Shape of a tensor that is held, as far as it is known without a call.
+  std::optional<std::vector<Dim>> shape_of(int value) const {
+    View v = view(value);
+    if (!v.held()) return std::nullopt;
+    Dim batch{Dim::kBatch, 0}, length{Dim::kLength, 0};
+    int width = m_.ops[v.op].width;
+    Dim features = Dim::of(width);
+    if (v.layout == Layout::kTokens) return std::vector<Dim>{batch, length, features};
+    Dim heads = Dim::of(width / v.head_dim), size = Dim::of(v.head_dim);
+    switch (v.layout) {
+      case Layout::kSequenceHeads: return std::vector<Dim>{batch, length, heads, size};
+      case Layout::kHeads: return std::vector<Dim>{batch, heads, length, size};
+      case Layout::kHeadsLast: return std::vector<Dim>{batch, heads, size, length};
+      case Layout::kFlatHeads: return std::vector<Dim>{Dim{}, length, size};
+      case Layout::kFlatHeadsLast: return std::vector<Dim>{Dim{}, size, length};
+      default: return std::vector<Dim>{batch, heads, length, length};
     }
-    const Node* concat = g_.producer(value);
-    std::vector<int64_t> result;
-    if (!concat || concat->op != "Concat") return result;
-    for (int part : concat->inputs) {
-      if (auto constant = integers(g_, part)) {
-        for (int64_t d : *constant) result.push_back(d > 0 ? d : -1);
-      } else {
-        result.push_back(-1);   // one element: checked by the rank that callers expect
-      }
+  }
+
+  // Whether a Reshape to `target` may make `wanted` of its input: each dimension is what is wanted,
+  // or copies it from the same place (0), or is the one that is left open (-1).
+  static bool reaches(const std::vector<Dim>& target, const std::vector<Dim>& wanted) {
+    if (target.size() != wanted.size()) return false;
+    int open = 0;
+    for (size_t i = 0; i < target.size(); ++i) {
+      const Dim &t = target[i], &w = wanted[i];
+      if (t.is(-1) && ++open == 1) continue;
+      if (t.is(0) && i < 2 && w.kind == Dim::kBatch + static_cast<int>(i)) continue;
+      if (w.kind == Dim::kNumber ? !t.is(w.number) : w.kind != Dim::kUnknown && !t.may_be(w.kind)) return false;
     }
-    return result;
+    return open < 2;
   }
 
   bool reshape(int n) {
     View v = view(in(n, 0));
     if (!v.held()) return false;
-    auto shape = target(in(n, 1));
+    auto target = shape_elements(g_, in(n, 1), [this](int value) { return shape_of(value); });
+    if (!target) return false;
     int width = m_.ops[v.op].width;
-    if (v.layout == Layout::kTokens && shape.size() == 4 && shape[3] > 0) {
-      if (shape[0] > 0 && shape[1] > 0) return false;
-      int64_t head_dim = shape[3];
-      if (width % head_dim != 0 || (shape[2] > 0 && shape[2] * head_dim != width)) return false;
-      v.layout = Layout::kSequenceHeads;
-      v.head_dim = static_cast<int>(head_dim);
-      return show(n, v);
+    auto becomes = [&](Layout layout, int head_dim) {
+      View w = v;
+      w.layout = layout;
+      w.head_dim = head_dim;
+      m_.views[out(n)] = w;
+      if (reaches(*target, *shape_of(out(n)))) return true;
+      m_.views[out(n)] = View{};
+      return false;
+    };
+    switch (v.layout) {
+      case Layout::kTokens: {
+        if (target->size() == 3) return becomes(Layout::kTokens, 0);
+        if (target->size() != 4) return false;
+        const Dim& size = target->back();
+        if (size.kind != Dim::kNumber || size.number < 1 || width % size.number != 0) return false;
+        return becomes(Layout::kSequenceHeads, static_cast<int>(size.number));
+      }
+      case Layout::kSequenceHeads:
+        return target->size() == 3 ? becomes(Layout::kTokens, 0) : becomes(Layout::kSequenceHeads, v.head_dim);
+      case Layout::kHeads:
+        return target->size() == 3 ? flat(*target, Layout::kFlatHeads) && becomes(Layout::kFlatHeads, v.head_dim)
+                                   : becomes(Layout::kHeads, v.head_dim);
+      case Layout::kFlatHeads:
+        return becomes(Layout::kHeads, v.head_dim);
+      case Layout::kFlatHeadsLast:
+        return becomes(Layout::kHeadsLast, v.head_dim);
+      default:
+        return false;
     }
-    if (v.layout == Layout::kSequenceHeads && shape.size() == 3 && (shape[2] == width || shape[2] == -1) &&
-        !(shape[0] > 0 && shape[1] > 0)) {
-      v.layout = Layout::kTokens;
-      v.head_dim = 0;
-      return show(n, v);
-    }
-    if (v.layout == Layout::kTokens && shape.size() == 3 && shape[2] == width) return show(n, v);
-    return false;
   }
+  // Batch and heads join in front when that is the open dimension.
+  static bool flat(const std::vector<Dim>& target, Layout) { return target[0].is(-1); }
 
   bool transpose(int n) {
     View v = view(in(n, 0));
@@ -576,13 +613,15 @@ class Matcher {
     if (!v.held() || found == node(n).int_lists.end()) return false;
     const std::vector<int64_t>& perm = found->second;
     const std::vector<int64_t> swap_heads = {0, 2, 1, 3}, heads_last = {0, 2, 3, 1}, swap_last = {0, 1, 3, 2};
-    const std::vector<int64_t> back = {0, 3, 1, 2};
+    const std::vector<int64_t> back = {0, 3, 1, 2}, swap_flat = {0, 2, 1};
     if (v.layout == Layout::kSequenceHeads && perm == swap_heads) v.layout = Layout::kHeads;
     else if (v.layout == Layout::kSequenceHeads && perm == heads_last) v.layout = Layout::kHeadsLast;
     else if (v.layout == Layout::kHeads && perm == swap_heads) v.layout = Layout::kSequenceHeads;
     else if (v.layout == Layout::kHeads && perm == swap_last) v.layout = Layout::kHeadsLast;
     else if (v.layout == Layout::kHeadsLast && perm == swap_last) v.layout = Layout::kHeads;
     else if (v.layout == Layout::kHeadsLast && perm == back) v.layout = Layout::kSequenceHeads;
+    else if (v.layout == Layout::kFlatHeads && perm == swap_flat) v.layout = Layout::kFlatHeadsLast;
+    else if (v.layout == Layout::kFlatHeadsLast && perm == swap_flat) v.layout = Layout::kFlatHeads;
     else return false;
     return show(n, v);
   }
@@ -602,8 +641,23 @@ class Matcher {
     v.form = Form::kFloat;
     v.layout = Layout::kScores;
     v.factor = q.factor * k.factor;
-    v.mask = -1;
     return show(n, v);
+  }
+
+  // Where(IsNaN(p), 0, p): rows without any key.
+  bool is_nan(int n) {
+    View v = view(in(n, 0));
+    if (!v.held() || v.layout != Layout::kProbabilities) return false;
+    v.layout = Layout::kNotANumber;
+    return show(n, v);
+  }
+  bool nan_to_zero(int n) {
+    View flag = view(in(n, 0)), p = view(in(n, 2));
+    auto zero = scalar(g_, in(n, 1));
+    if (!flag.held() || flag.layout != Layout::kNotANumber || !p.held() || p.layout != Layout::kProbabilities) return false;
+    if (flag.op != p.op || flag.key != p.key || !zero || *zero != 0.f) return false;
+    p.nan_to_zero = true;
+    return show(n, p);
   }
 
   bool softmax(int n) {
@@ -626,7 +680,9 @@ class Matcher {
     op.width = m_.ops[p.op].width;
     op.head_dim = p.head_dim;
     op.scale = p.factor;
-    op.mask = p.mask;
+    op.masks[0] = p.masks[0];
+    op.masks[1] = p.masks[1];
+    op.nan_to_zero = p.nan_to_zero;
     View v;
     v.op = add(op);
     v.layout = Layout::kHeads;

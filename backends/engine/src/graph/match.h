@@ -21,8 +21,11 @@ enum class Layout : uint8_t {
   kSequenceHeads,  // [batch, sequence, heads, head_dim]
   kHeads,          // [batch, heads, sequence, head_dim]
   kHeadsLast,      // [batch, heads, head_dim, sequence]
+  kFlatHeads,      // [batch * heads, sequence, head_dim]
+  kFlatHeadsLast,  // [batch * heads, head_dim, sequence]
   kScores,         // [batch, heads, query, key], before softmax
   kProbabilities,  // the same, after
+  kNotANumber,     // which probabilities are NaN
 };
 
 enum class Form : uint8_t { kFloat, kQuantized, kDequantized };
@@ -32,9 +35,10 @@ struct View {
   Layout layout = Layout::kTokens;
   Form form = Form::kFloat;
   int head_dim = 0;
-  float factor = 1.f;              // of float heads and scores: the numbers are factor times the result
+  float factor = 1.f;              // of heads and scores: the numbers are factor times the result
   int key = -1;                    // scores: the op of the keys (op is that of the queries)
-  int mask = -1;                   // scores: value of the graph added to them
+  int masks[2] = {-1, -1};         // scores: values of the graph added to them
+  bool nan_to_zero = false;        // probabilities: 0 where they are NaN
 
   bool held() const { return op >= 0; }
   // Can be written out as the tensor that the graph has at this place.

@@ -41,6 +41,7 @@ enum class OpKind : uint8_t {
   kLinear,
   kActivate,
   kAdd,
+  kShift,        // adds one constant to each feature: beta
   kMultiply,
   kLayerNorm,
   kAttention,
@@ -56,11 +57,12 @@ struct Op {
   int row = -1;                       // kRows: term of Match::rows
   int weights = -1;                   // kLinear: place in Match::weights
   Activation activation = Activation::kNone;   // kActivate
-  std::vector<float> gamma, beta;     // kLayerNorm, [width]; beta may be empty
+  std::vector<float> gamma, beta;     // kLayerNorm, [width]; beta may be empty. kShift: beta
   float epsilon = 0.f;                // kLayerNorm
   int head_dim = 0;                   // kAttention
   float scale = 1.f;                  // kAttention
-  int mask = -1;                      // kAttention: value of the graph added to the scores, or -1
+  int masks[2] = {-1, -1};            // kAttention: values of the graph added to the scores, or -1
+  bool nan_to_zero = false;           // kAttention: probabilities that are NaN count as 0
 };
 
 }  // namespace obert

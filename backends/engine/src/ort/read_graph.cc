@@ -53,10 +53,11 @@ TensorView view_of(const Value* value) {
 namespace {
 
 // The attributes that the matcher asks for, by type: an attribute is read by its name.
-const char* const kIntegers[] = {"axis", "transA", "transB", "block_size", "output_dtype", "allowzero", "to"};
+const char* const kIntegers[] = {"axis", "transA", "transB", "block_size", "output_dtype", "allowzero",
+                                 "to",   "start",  "end",    "keepdims"};
 const char* const kReals[] = {"alpha", "beta", "epsilon"};
 const char* const kStrings[] = {"approximate"};
-const char* const kIntegerLists[] = {"perm"};
+const char* const kIntegerLists[] = {"perm", "axes"};
 
 const OpAttribute* attribute(const Node* node, const char* name) {
   const OpAttribute* found = nullptr;

@@ -2,6 +2,7 @@
 // steps by itself, without waiting for another; a batch of few is taken as one group whose steps are
 // cut into tasks.
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -76,7 +77,7 @@ struct Run {
   std::vector<Tensor> inputs;
   std::vector<char> read;
   std::vector<float*> outputs;
-  std::vector<Mask> masks;               // by step
+  std::vector<std::array<Mask, 2>> masks;   // by step
   std::vector<std::vector<float>> spread;   // by step: inputs repeated over the batch
   std::vector<int64_t> leading;          // shape of the tokens
   size_t batch = 1, length = 0;
@@ -246,7 +247,9 @@ class Group {
     each(cuts * panels_, [&](size_t task) {
       size_t panel = task % panels_;
       int begin = static_cast<int>(task / panels_) * size, end = std::min(s.x.width, begin + size);
-      k_.finish_float(epilogue(s, panel), floats(s.x, panel) + static_cast<size_t>(begin) * kPanel, groups_in(panel),
+      Epilogue e = epilogue(s, panel);
+      if (!s.beta.empty()) e.bias = s.beta.data();
+      k_.finish_float(e, floats(s.x, panel) + static_cast<size_t>(begin) * kPanel, groups_in(panel),
                       begin, end);
     });
   }
@@ -277,7 +280,6 @@ class Group {
     int length = static_cast<int>(run_.length);
     size_t query_blocks = panels_of(run_.length);
     size_t scratch = k_.attention_scratch(length, s.head_dim);
-    const Mask& mask = run_.masks[step];
     each(sequences_ * heads * query_blocks, [&](size_t task) {
       size_t block = task % query_blocks, head = task / query_blocks % heads, sequence = task / query_blocks / heads;
       Attention a;
@@ -294,10 +296,6 @@ class Group {
       part(s.key, a.k, a.k_width, a.k_column);
       part(s.value, a.v, a.v_width, a.v_column);
       a.scale = s.scale;
-      if (mask.data) {
-        a.mask = mask.data + (first_ + sequence) * mask.batch + head * mask.head;
-        a.mask_stride = mask.query;
-      }
       a.query_begin = static_cast<int>(block) * kPanel;
       a.query_end = std::min(length, a.query_begin + kPanel);
       if (s.out.used()) a.out = reinterpret_cast<float*>(base(s.out.buffer));
@@ -307,9 +305,33 @@ class Group {
       a.inverse_scale = s.inverse_scale;
       a.zero_point = s.zero_point;
       static thread_local Arena workspace;
-      a.scratch = workspace.get(scratch);
+      size_t row = static_cast<size_t>(length) * sizeof(float);
+      bool both = run_.masks[step][1].data != nullptr;
+      uint8_t* memory = workspace.get(scratch + (both ? row * kPanel : 0));
+      a.scratch = memory;
+      mask(a, run_.masks[step], first_ + sequence, head, both ? reinterpret_cast<float*>(memory + scratch) : nullptr);
       k_.attention(a);
     });
+  }
+
+  // One mask is read in place; the rows of two are added up for the queries of the task.
+  static void mask(Attention& a, const std::array<Mask, 2>& masks, size_t sequence, size_t head, float* sum) {
+    if (!masks[0].data) return;
+    const float* first = masks[0].data + sequence * masks[0].batch + head * masks[0].head;
+    if (!sum) {
+      a.mask = first;
+      a.mask_stride = masks[0].query;
+      return;
+    }
+    const float* second = masks[1].data + sequence * masks[1].batch + head * masks[1].head;
+    auto length = static_cast<size_t>(a.length);
+    for (int q = a.query_begin; q < a.query_end; ++q) {
+      float* row = sum + static_cast<size_t>(q - a.query_begin) * length;
+      const float *x = first + static_cast<size_t>(q) * masks[0].query, *y = second + static_cast<size_t>(q) * masks[1].query;
+      for (size_t k = 0; k < length; ++k) row[k] = x[k] + y[k];
+    }
+    a.mask = sum - static_cast<std::ptrdiff_t>(static_cast<size_t>(a.query_begin) * length);
+    a.mask_stride = length;
   }
 
   void dequantize(const Step& s) const {
@@ -344,7 +366,8 @@ class Preparation {
     for (size_t i = 0; i < p_.steps.size(); ++i) {
       if (p_.steps[i].kind == StepKind::kImport) fit(i);
       if (p_.steps[i].kind == StepKind::kRows) check_rows(p_.steps[i]);
-      if (p_.steps[i].kind == StepKind::kAttention) mask(i);
+      for (int m : {0, 1})
+        if (p_.steps[i].kind == StepKind::kAttention && p_.steps[i].masks[m] >= 0) mask(i, m);
     }
     for (size_t i = 0; i < p_.output_width.size(); ++i) {
       std::vector<int64_t> shape = run_.leading;
@@ -436,12 +459,12 @@ class Preparation {
     }
   }
 
-  void mask(size_t step) {
+  void mask(size_t step, int which) {
     const Step& s = p_.steps[step];
-    if (s.mask < 0 && s.constant_mask < 0) return;
+    int from = s.masks[which];
     Tensor t;
-    if (s.mask >= 0) t = input(s.mask);
-    else t = {Type::kFloat, p_.masks[s.constant_mask].data.data(), p_.masks[s.constant_mask].shape};
+    if (from < kConstantMasks) t = input(from);
+    else t = {Type::kFloat, p_.masks[from - kConstantMasks].data.data(), p_.masks[from - kConstantMasks].shape};
     auto heads = static_cast<size_t>(s.x.width / s.head_dim);
     size_t most[4] = {run_.batch, heads, run_.length, run_.length};
     size_t shape[4] = {1, 1, 1, 1};
@@ -453,7 +476,7 @@ class Preparation {
       throw std::runtime_error("a mask of shape " + text(t.shape) + " does not fit scores of " +
                                text({static_cast<int64_t>(most[0]), static_cast<int64_t>(heads),
                                      static_cast<int64_t>(run_.length), static_cast<int64_t>(run_.length)}));
-    Mask& m = run_.masks[step];
+    Mask& m = run_.masks[step][which];
     m.data = static_cast<const float*>(t.data);
     m.query = shape[2] == 1 ? 0 : shape[3];
     m.head = shape[1] == 1 ? 0 : shape[2] * shape[3];

@@ -295,6 +295,7 @@ class Lowering {
       default:
         s.kind = StepKind::kPointwise;
         s.x = place_[op.inputs[0]];
+        s.beta = op.beta;
         if (op.kind == OpKind::kAdd) s.residual = place_[op.inputs[1]];
         if (op.kind == OpKind::kMultiply) s.factor = place_[op.inputs[1]];
         break;
@@ -327,12 +328,15 @@ class Lowering {
     s.value = place_[op.inputs[2]];
     s.head_dim = op.head_dim;
     s.scale = op.scale;
-    if (const Constant* c = g_.constant(op.mask)) {
-      s.constant_mask = static_cast<int>(p_.masks.size());
-      p_.masks.push_back({c->shape, std::vector<float>(c->as<float>(), c->as<float>() + c->count)});
-    } else if (op.mask >= 0) {
-      s.mask = input_index(op.mask);
+    for (int i : {0, 1}) {
+      if (const Constant* c = g_.constant(op.masks[i])) {
+        s.masks[i] = kConstantMasks + static_cast<int>(p_.masks.size());
+        p_.masks.push_back({c->shape, std::vector<float>(c->as<float>(), c->as<float>() + c->count)});
+      } else if (op.masks[i] >= 0) {
+        s.masks[i] = input_index(op.masks[i]);
+      }
     }
+    s.nan_to_zero = op.nan_to_zero;
     p_.sequence_rank = 3;
   }
 

@@ -41,23 +41,26 @@ struct Step {
   float inverse_scale = 1.f;              // of `quantized`; kDequantize: the scale itself
   int zero_point = 0;
   int product = -1;                       // kProduct: place in Program::products
-  std::vector<float> gamma, beta;         // kLayerNorm
+  std::vector<float> gamma, beta;         // kLayerNorm; kPointwise: beta is added first
   float epsilon = 0.f;
   Slice key, value;                       // kAttention; x is the queries
   int head_dim = 0;
   float scale = 1.f;
-  int mask = -1;                          // input of the part, or -1
-  int constant_mask = -1;                 // place in Program::masks, or -1
+  int masks[2] = {-1, -1};                // kAttention: inputs of the part; from kConstantMasks on
+                                          // places in Program::masks; -1: none
+  bool nan_to_zero = false;               // kAttention
 };
 
 // A packed matrix with what its epilogue needs.
 struct Product {
   bool quantized = false;                 // int8 by uint8, otherwise float by float
   int rows = 0;
-  PackedInt8 int8;
-  PackedFloat real;
+  SparseInt8Storage int8;
+  SparseFloatStorage real;
   std::vector<float> scale, bias;         // [rows]; scale is empty for float
 };
+
+constexpr int kConstantMasks = 1 << 20;
 
 struct ConstantMask {
   std::vector<int64_t> shape;

@@ -62,7 +62,7 @@ Product prepare(const std::vector<const Weights*>& weights, const Quantization* 
               [](float v, int) { return v; });
       row += w->outputs;
     }
-    p.real = pack_float(dense.data(), p.rows, inputs);
+    p.real = pack_sparse_float(dense.data(), p.rows, inputs);
     return p;
   }
   std::vector<int16_t> dense(size);
@@ -79,7 +79,7 @@ Product prepare(const std::vector<const Weights*>& weights, const Quantization* 
       p.bias[row] = static_cast<float>(p.bias[row] - scale * static_cast<double>(input->zero_point * sum));
     }
   }
-  p.int8 = pack_int8(dense.data(), p.rows, inputs);
+  p.int8 = pack_sparse_int8(dense.data(), p.rows, inputs);
   return p;
 }
 

@@ -1,0 +1,100 @@
+// Epilogue of the products: scale, bias, activation, residual, gate, quantisation. Include after maths.h.
+//
+// Four rows at a time, because four quantised rows make one dword row of the next product's input.
+// Bound by the two multiply pipes: conversion 1, scale 1, GELU 10 (rough) or 17, quantisation 5
+// instructions a vector; memory is read and written once.
+#pragma once
+
+namespace obert {
+namespace {
+
+template <Activation A, bool Rough> inline F32 activate(F32 x) {
+  switch (A) {
+    case Activation::kNone: return x;
+    case Activation::kRelu: return max(set(0.f), x);
+    case Activation::kGeluErf: return Rough ? gelu_erf_rough(x) : gelu_erf(x);
+    case Activation::kGeluTanh: return gelu_tanh(x);
+    case Activation::kSilu: return mul(x, sigmoid(x));
+    case Activation::kTanh: return tanh(x);
+  }
+  return x;
+}
+
+// Integers 0 .. 255. Limits come before rounding, they are whole numbers; NaN becomes the lower one.
+struct Quantizer {
+  F32 inverse_scale, low, high;
+  I32 zero_point;
+  Quantizer(float inverse, int zero)
+      : inverse_scale(set(inverse)), low(set(static_cast<float>(-zero))), high(set(static_cast<float>(255 - zero))),
+        zero_point(set(zero)) {}
+  I32 operator()(F32 y) const { return add(round(min(max(mul(y, inverse_scale), low), high)), zero_point); }
+};
+
+inline F32 accumulated(const int32_t* p) { return to_float(load(p)); }
+inline F32 accumulated(const float* p) { return load(p); }
+
+template <class T, Activation A, bool Rough>
+void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
+  const int tokens = groups * kGroup;
+  const Quantizer quantize(e.inverse_scale, e.zero_point);
+  for (int r = row_begin; r < row_end; r += kBlock) {
+    const int count = row_end - r < kBlock ? row_end - r : kBlock;
+    F32 scale[kBlock], bias[kBlock];
+    for (int i = 0; i < count; ++i) {
+      scale[i] = set(e.scale ? e.scale[r + i] : 1.f);
+      bias[i] = set(e.bias ? e.bias[r + i] : 0.f);
+    }
+    const auto finish = [&](int i, int t) {
+      F32 y = activate<A, Rough>(fma(accumulated(acc + static_cast<size_t>(r - row_begin + i) * kPanel + t), scale[i], bias[i]));
+      const size_t at = static_cast<size_t>(r + i) * kPanel + t;
+      if (e.residual) y = add(y, load(e.residual + at));
+      if (e.factor) y = mul(y, load(e.factor + at));
+      if (e.out) store(e.out + at, y);
+      return y;
+    };
+    if (!e.quantized) {
+      for (int i = 0; i < count; ++i)
+        for (int t = 0; t < tokens; t += kLanes) finish(i, t);
+      continue;
+    }
+    int32_t* packed = reinterpret_cast<int32_t*>(e.quantized) + static_cast<size_t>(r / kBlock) * kPanel;
+    if (count == kBlock) {
+      for (int t = 0; t < tokens; t += kLanes) {
+        const I32 q0 = quantize(finish(0, t)), q1 = quantize(finish(1, t));
+        const I32 q2 = quantize(finish(2, t)), q3 = quantize(finish(3, t));
+        store(packed + t, bit_or(bit_or(q0, shift_left<8>(q1)), bit_or(shift_left<16>(q2), shift_left<24>(q3))));
+      }
+    } else {
+      for (int t = 0; t < tokens; t += kLanes) {
+        I32 q[kBlock];
+        for (int i = 0; i < kBlock; ++i) q[i] = i < count ? quantize(finish(i, t)) : quantize.zero_point;
+        store(packed + t, bit_or(bit_or(q[0], shift_left<8>(q[1])), bit_or(shift_left<16>(q[2]), shift_left<24>(q[3]))));
+      }
+    }
+  }
+}
+
+template <class T> void finish(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
+  // An error of a fiftieth of a step is far below what rounding to whole steps does.
+  const bool rough = !e.out && e.quantized && !e.factor && kGeluRoughError * e.inverse_scale < .02f;
+  switch (e.activation) {
+    case Activation::kNone: return finish_rows<T, Activation::kNone, false>(e, acc, groups, row_begin, row_end);
+    case Activation::kRelu: return finish_rows<T, Activation::kRelu, false>(e, acc, groups, row_begin, row_end);
+    case Activation::kGeluErf:
+      if (rough) return finish_rows<T, Activation::kGeluErf, true>(e, acc, groups, row_begin, row_end);
+      return finish_rows<T, Activation::kGeluErf, false>(e, acc, groups, row_begin, row_end);
+    case Activation::kGeluTanh: return finish_rows<T, Activation::kGeluTanh, false>(e, acc, groups, row_begin, row_end);
+    case Activation::kSilu: return finish_rows<T, Activation::kSilu, false>(e, acc, groups, row_begin, row_end);
+    case Activation::kTanh: return finish_rows<T, Activation::kTanh, false>(e, acc, groups, row_begin, row_end);
+  }
+}
+
+void finish_int8(const Epilogue& e, const int32_t* acc, int groups, int row_begin, int row_end) {
+  finish(e, acc, groups, row_begin, row_end);
+}
+void finish_float(const Epilogue& e, const float* acc, int groups, int row_begin, int row_end) {
+  finish(e, acc, groups, row_begin, row_end);
+}
+
+}  // namespace
+}  // namespace obert

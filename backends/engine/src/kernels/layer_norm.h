@@ -1,0 +1,73 @@
+// Layer normalisation along memory, tokens in lanes: no shuffle anywhere. Include after finish.h.
+//
+// Mean first, then the variance of x - mean, then the output: the second sum of two passes does not
+// cancel as E[x^2] - mean^2 would. A panel of 768 features is 192 KB, so that the passes read the
+// second-level cache; one vector of tokens at a time would stride through it, hence all lanes of
+// the panel in step.
+#pragma once
+
+namespace obert {
+namespace {
+
+template <int V, bool Residual> void layer_norm_vectors(const LayerNorm& n) {
+  const auto value = [&](int f, int v) {
+    const size_t at = static_cast<size_t>(f) * kPanel + static_cast<size_t>(v) * kLanes;
+    return Residual ? add(load(n.x + at), load(n.residual + at)) : load(n.x + at);
+  };
+  const F32 share = set(1.f / static_cast<float>(n.features));
+  F32 mean[V], inverse[V];
+  {
+    F32 sum[V];
+    for (int v = 0; v < V; ++v) sum[v] = set(0.f);
+    for (int f = 0; f < n.features; ++f)
+      for (int v = 0; v < V; ++v) sum[v] = add(sum[v], value(f, v));
+    for (int v = 0; v < V; ++v) mean[v] = mul(sum[v], share);
+  }
+  {
+    F32 sum[V];
+    for (int v = 0; v < V; ++v) sum[v] = set(0.f);
+    for (int f = 0; f < n.features; ++f)
+      for (int v = 0; v < V; ++v) {
+        const F32 d = sub(value(f, v), mean[v]);
+        sum[v] = fma(d, d, sum[v]);
+      }
+    for (int v = 0; v < V; ++v) inverse[v] = div(set(1.f), sqrt(fma(sum[v], share, set(n.epsilon))));
+  }
+  const Quantizer quantize(n.inverse_scale, n.zero_point);
+  for (int f = 0; f < n.features; f += kBlock) {
+    const int count = n.features - f < kBlock ? n.features - f : kBlock;
+    for (int v = 0; v < V; ++v) {
+      I32 q[kBlock];
+      for (int i = 0; i < kBlock; ++i) q[i] = quantize.zero_point;
+      for (int i = 0; i < count; ++i) {
+        const F32 scale = mul(inverse[v], set(n.gamma[f + i]));
+        const F32 y = fma(sub(value(f + i, v), mean[v]), scale, set(n.beta ? n.beta[f + i] : 0.f));
+        if (n.out) store(n.out + static_cast<size_t>(f + i) * kPanel + v * kLanes, y);
+        q[i] = quantize(y);
+      }
+      if (n.quantized) {
+        int32_t* packed = reinterpret_cast<int32_t*>(n.quantized) + static_cast<size_t>(f / kBlock) * kPanel;
+        store(packed + v * kLanes,
+              bit_or(bit_or(q[0], shift_left<8>(q[1])), bit_or(shift_left<16>(q[2]), shift_left<24>(q[3]))));
+      }
+    }
+  }
+}
+
+template <int Groups> void layer_norm_groups(const LayerNorm& n) {
+  constexpr int kVectors = Groups * kGroup / kLanes;
+  if (n.residual) layer_norm_vectors<kVectors, true>(n);
+  else layer_norm_vectors<kVectors, false>(n);
+}
+
+void layer_norm(const LayerNorm& n, int groups) {
+  switch (groups) {
+    case 1: return layer_norm_groups<1>(n);
+    case 2: return layer_norm_groups<2>(n);
+    case 3: return layer_norm_groups<3>(n);
+    default: return layer_norm_groups<4>(n);
+  }
+}
+
+}  // namespace
+}  // namespace obert

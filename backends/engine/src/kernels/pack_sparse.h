@@ -1,0 +1,39 @@
+// From dense weights to the storage that the sparse kernels walk.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace obert {
+
+struct SparseInt8Storage {
+  int rows = 0, chunks = 0, chunk_blocks = 0;
+  std::vector<uint32_t> start;
+  std::vector<uint16_t> index;
+  std::vector<int8_t> value;
+
+  SparseInt8 view() const { return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data()}; }
+};
+
+struct SparseFloatStorage {
+  int rows = 0, chunks = 0, chunk_inputs = 0;
+  std::vector<uint32_t> start;
+  std::vector<uint16_t> index;
+  std::vector<float> value;
+
+  SparseFloat view() const { return {rows, chunks, chunk_inputs, start.data(), index.data(), value.data()}; }
+};
+
+// Blocks of inputs in a chunk: 96 x 256 bytes of activations leave a quarter of a 32 KB cache to
+// weights and accumulators.
+constexpr int kChunkBlocks = 96;
+constexpr int kChunkInputs = 96;
+
+// `weights` is [rows][inputs], any int16: a weight less its zero point is within +-255. Blocks of
+// zeros are dropped, blocks that break the rule of kernels.h are split into blocks that add up.
+SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs);
+// Zero weights are dropped.
+SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs);
+
+}  // namespace obert

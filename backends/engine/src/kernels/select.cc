@@ -1,0 +1,69 @@
+// Which tables this processor can run. Compiled without instruction-set flags: it runs everywhere.
+#include "select.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "tables.h"
+
+namespace obert {
+namespace {
+
+struct Entry {
+  const Kernels* table;
+  uint32_t needs;
+};
+
+// Best first. A table the library was not built with is left out by its macro.
+const Entry kEntries[] = {
+#ifdef OBERT_HAVE_AVX512VNNI
+    {&kAvx512VnniKernels, kIsaAvx512Vnni},
+#endif
+#ifdef OBERT_HAVE_AVX2
+    {&kAvx2Kernels, kIsaAvx2},
+#endif
+    {&kPortableKernels, 0},
+};
+constexpr size_t kCount = sizeof kEntries / sizeof *kEntries;
+
+struct Chosen {
+  const Kernels* tables[kCount];
+  size_t count;
+  Chosen() : tables{}, count(select_kernels(detect_isa(), std::getenv("OBERT_FORCE_ISA"), tables)) {}
+};
+
+}  // namespace
+
+uint32_t detect_isa() {
+  uint32_t bits = 0;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) bits |= kIsaAvx2;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+    bits |= kIsaAvx512Vnni;
+#endif
+  return bits;
+}
+
+size_t select_kernels(uint32_t isa, const char* only, const Kernels** tables) {
+  size_t count = 0;
+  for (const Entry& e : kEntries) {
+    if ((e.needs & isa) != e.needs) continue;
+    if (only && *only && std::strcmp(only, e.table->name) != 0) continue;
+    tables[count++] = e.table;
+  }
+  return count;
+}
+
+KernelSet available_kernels() {
+  static const Chosen chosen;
+  return {chosen.tables, chosen.count};
+}
+
+const Kernels* find_kernels(const char* name) {
+  const Kernels* tables[kCount];
+  return select_kernels(detect_isa(), name, tables) ? tables[0] : nullptr;
+}
+
+}  // namespace obert

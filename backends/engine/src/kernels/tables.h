@@ -1,0 +1,11 @@
+// Tables this library may have been built with; select.cc knows which.
+#pragma once
+#include "kernels.h"
+
+namespace obert {
+
+extern const Kernels kPortableKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512VnniKernels;
+
+}  // namespace obert

@@ -1,0 +1,11 @@
+# No weak definition (nm's W, V, u) in the objects of instruction sets.
+foreach(object IN LISTS OBJECTS)
+  if(NOT object MATCHES "(avx|neon|amx)[a-z0-9]*\\.cc\\.o$")
+    continue()
+  endif()
+  execute_process(COMMAND ${NM} -C --defined-only ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "[0-9a-f]+ [WVu] [^\n]*" shared "${symbols}")
+  if(shared)
+    message(SEND_ERROR "${object}: symbols that the linker may share: ${shared}")
+  endif()
+endforeach()

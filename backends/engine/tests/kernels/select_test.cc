@@ -1,0 +1,26 @@
+// The choice of tables, for processors that are not at hand too.
+#include <cstring>
+
+#include "check.h"
+#include "select.h"
+
+using namespace obert;
+
+int main() {
+  const Kernels* tables[kMaxTables];
+  size_t n = select_kernels(0, nullptr, tables);
+  CHECK(n == 1 && !std::strcmp(tables[0]->name, "portable"), "a bare processor runs portable");
+  n = select_kernels(0xffffffffu, nullptr, tables);
+  CHECK(n >= 1 && !std::strcmp(tables[n - 1]->name, "portable"), "portable is last");
+  CHECK(select_kernels(0xffffffffu, "portable", tables) == 1, "a name leaves one");
+  CHECK(select_kernels(0xffffffffu, "no such set", tables) == 0, "an unknown name leaves none");
+#if defined(__x86_64__)
+  n = select_kernels(kIsaAvx2, nullptr, tables);
+  CHECK(n == 2 && !std::strcmp(tables[0]->name, "avx2"), "AVX2 comes before portable");
+  n = select_kernels(kIsaAvx2 | kIsaAvx512Vnni, nullptr, tables);
+  CHECK(n == 3 && !std::strcmp(tables[0]->name, "avx512vnni"), "AVX-512 VNNI comes before AVX2");
+  CHECK(select_kernels(kIsaAvx2, "avx512vnni", tables) == 0, "a set the processor lacks is not forced on it");
+#endif
+  CHECK(find_kernels("portable") != nullptr && find_kernels("no such set") == nullptr, "find_kernels");
+  return check::report("select");
+}

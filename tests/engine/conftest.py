@@ -37,17 +37,18 @@ Pair = tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession]
 PASSES = "prune:method=magnitude:sparsity=0.8:block=4,quant:min_outputs=1,pack"
 
 
-def compiler() -> str | None:
-    """A C++ compiler of this machine."""
+@pytest.fixture(scope="session")
+def has_compiler() -> bool:
+    """Whether this machine could have built the engine."""
     names = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    return any(name and shutil.which(name) for name in names)
 
 
 @pytest.fixture(autouse=True)
-def engine() -> None:
+def engine(has_compiler: bool) -> None:
     """Every test here needs the engine."""
     reason = engine_absence()
-    if reason is not None and compiler() is None:
+    if reason is not None and not has_compiler:
         pytest.skip("no C++ compiler on this machine, and no engine")
     assert reason is None
 
@@ -136,33 +137,36 @@ _ANSWER = """
 import sys
 import numpy as np
 from obert_compiler.runtime import engine_use, session
-files, feed, out = sys.argv[1:-2], dict(np.load(sys.argv[-2])), sys.argv[-1]
 results = {}
-for number, file in enumerate(files):
+for number, file in enumerate(sys.argv[2:]):
+    feed = np.load(file.replace(".onnx", ".npz"))
     opened = session(file, 2, engine="obert")
     claims = engine_use(opened).claims
     inputs = {value.name: feed[value.name] for value in opened.get_inputs()}
     results[f"{claims.isa} {number}"] = opened.run(None, inputs)[0]
-np.savez(out, **results)
+np.savez(sys.argv[1], **results)
 """
 
 TABLES = ("portable", "avx2", "avx512vnni", "amx")
 
-Answers = Callable[[list[Path], Arrays], dict[str, list[np.ndarray]]]
+Answers = Callable[[list[tuple[Path, Arrays]]], dict[str, list[np.ndarray]]]
 
 
 @pytest.fixture
 def answers(tmp_path: Path) -> Answers:
-    """First outputs of files on one feed, in each instruction set that this processor has."""
+    """``answers([(file, feed), ...])``: first outputs, by each instruction set that is here."""
 
-    def run(files: list[Path], feed: Arrays) -> dict[str, list[np.ndarray]]:
-        given = tmp_path / "feed.npz"
-        np.savez(given, **feed)  # type: ignore[arg-type] # numpy's stub: keywords
+    def run(work: list[tuple[Path, Arrays]]) -> dict[str, list[np.ndarray]]:
+        files = []
+        for number, (file, feed) in enumerate(work):
+            files.append(tmp_path / f"{number}.onnx")
+            files[-1].symlink_to(file)
+            np.savez(files[-1].with_suffix(".npz"), **feed)  # type: ignore[arg-type] # keywords
         found = {}
         for isa in TABLES:
             out = tmp_path / f"{isa}.npz"
             done = subprocess.run(
-                [sys.executable, "-c", _ANSWER, *map(str, files), str(given), str(out)],
+                [sys.executable, "-c", _ANSWER, str(out), *map(str, files)],
                 env=os.environ | {"OBERT_FORCE_ISA": isa},
                 capture_output=True,
                 text=True,

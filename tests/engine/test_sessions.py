@@ -175,8 +175,8 @@ def test_instruction_sets_agree(
     compiled: Compiled, tokens: Tokens, answers: Any, assert_close: AssertClose
 ) -> None:
     """Within the bound; test_foreign_graphs.py asks for equal bits where all is integers."""
-    files = [compiled("bert", "sequence"), compiled("distilbert", "mlm")]
     feed = tokens(["input_ids", "attention_mask", "token_type_ids"], 5, 37)
-    found = answers(files, feed)
+    files = [compiled("bert", "sequence"), compiled("distilbert", "mlm")]
+    found = answers([(file, feed) for file in files])
     for outputs in found.values():
         assert_close(outputs, found["portable"])

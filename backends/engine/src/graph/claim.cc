@@ -48,20 +48,21 @@ std::vector<int> parts_of(const Graph& g, const Match& m, int& count) {
       if (p >= 0) stage[n] = std::max(stage[n], stage[p] + (claimed(n) && !claimed(p) ? 1 : 0));
     }
   }
-  // Matrices and shapes go with those who read them.
+  // What only later parts read goes with them: matrices and shapes with their products, products of
+  // the first layer with its attention. No way out and back gets shorter by that.
   for (int n = nodes - 1; n >= 0; --n) {
     if (!claimed(n)) continue;
     int least = -1;
+    bool inside = true;
     for (int value : g.nodes[n].outputs) {
       if (value < 0) continue;
-      if (m.views[value].held()) {
-        least = -1;
-        break;
+      inside = inside && !g.values[value].is_output;
+      for (int consumer : g.values[value].consumers) {
+        inside = inside && claimed(consumer);
+        least = least < 0 ? stage[consumer] : std::min(least, stage[consumer]);
       }
-      for (int consumer : g.values[value].consumers)
-        if (claimed(consumer)) least = least < 0 ? stage[consumer] : std::min(least, stage[consumer]);
     }
-    if (least > stage[n]) stage[n] = least;
+    if (inside && least > stage[n]) stage[n] = least;
   }
   auto root = [&](int n) {
     while (parent[n] != n) n = parent[n] = parent[parent[n]];
@@ -85,11 +86,15 @@ std::vector<int> parts_of(const Graph& g, const Match& m, int& count) {
   return place;
 }
 
-bool has_product(const Graph& g) {
-  Match m = match(g);
-  for (const Op& op : m.ops)
-    if (op.kind == OpKind::kLinear) return true;
-  return false;
+// A product, or an embedding from its tables to its normalisation: less is not worth the copies.
+bool worthwhile(const Match& m) {
+  bool product = false, rows = false, norm = false;
+  for (const Op& op : m.ops) {
+    product = product || op.kind == OpKind::kLinear;
+    rows = rows || op.kind == OpKind::kRows;
+    norm = norm || op.kind == OpKind::kLayerNorm;
+  }
+  return product || (rows && norm);
 }
 
 std::string first_unmatched(const Graph& g, const Match& m) {
@@ -134,23 +139,24 @@ Claims claim(const Graph& graph) {
   bool fine = false;
   // Each round bars a node or is the last.
   while (!fine) {
-    m = match(graph, barred, densities);
+    m = match(graph, barred, {}, densities);
     place = parts_of(graph, m, count);
     fine = consistent(graph, m, place, barred);
   }
   Claims claims;
   claims.skips = m.skips;
+  claims.reshapes = m.reshapes;
   std::vector<Part> parts(static_cast<size_t>(count));
   for (int n = 0; n < static_cast<int>(graph.nodes.size()); ++n)
     if (place[n] >= 0) parts[place[n]].push_back(n);
   for (Part& part : parts) {
     Graph alone = part_graph(graph, part);
-    Match again = match(alone);
+    Match again = match(alone, m.reshapes);
     bool complete = std::all_of(again.claimed.begin(), again.claimed.end(), [](char c) { return c != 0; });
     std::vector<int> one(alone.nodes.size(), 0);
     std::vector<char> none(alone.nodes.size(), 0);
     complete = complete && consistent(alone, again, one, none);
-    if (complete && has_product(alone)) {
+    if (complete && worthwhile(again)) {
       claims.parts.push_back(std::move(part));
       continue;
     }

@@ -18,8 +18,8 @@ constexpr double kDenseFloat = 0.35; // share of kept weights above which ONNX R
 // One pass over the nodes. `barred` nodes are left alone whatever they look like.
 class Matcher {
  public:
-  Matcher(const Graph& graph, const std::vector<char>& barred, Densities& densities)
-      : g_(graph), barred_(barred), densities_(densities) {
+  Matcher(const Graph& graph, const std::vector<char>& barred, const Reshapes& known, Densities& densities)
+      : g_(graph), barred_(barred), known_(known), densities_(densities) {
     m_.views.resize(g_.values.size());
     m_.claimed.assign(g_.nodes.size(), 0);
     imports_.assign(g_.values.size(), -1);
@@ -571,6 +571,13 @@ class Matcher {
   bool reshape(int n) {
     View v = view(in(n, 0));
     if (!v.held()) return false;
+    if (out(n) < 0) return false;
+    auto known = known_.find(g_.values[out(n)].name);
+    if (known != known_.end()) {
+      v.layout = known->second.layout;
+      v.head_dim = known->second.head_dim;
+      return m_.ops[v.op].width % std::max(1, v.head_dim) == 0 && show(n, v);
+    }
     auto target = shape_elements(g_, in(n, 1), [this](int value) { return shape_of(value); });
     if (!target) return false;
     int width = m_.ops[v.op].width;
@@ -579,7 +586,10 @@ class Matcher {
       w.layout = layout;
       w.head_dim = head_dim;
       m_.views[out(n)] = w;
-      if (reaches(*target, *shape_of(out(n)))) return true;
+      if (reaches(*target, *shape_of(out(n)))) {
+        m_.reshapes[g_.values[out(n)].name] = {layout, head_dim};
+        return true;
+      }
       m_.views[out(n)] = View{};
       return false;
     };
@@ -714,6 +724,7 @@ class Matcher {
 
   const Graph& g_;
   const std::vector<char>& barred_;
+  const Reshapes& known_;
   Densities& densities_;
   Match m_;
   std::vector<int> imports_;   // by value: the op that imports it
@@ -734,14 +745,14 @@ double Densities::of(const Constant& matrix) {
   return place->second;
 }
 
-Match match(const Graph& graph, const std::vector<char>& barred, Densities& densities) {
-  return Matcher(graph, barred, densities).run();
+Match match(const Graph& graph, const std::vector<char>& barred, const Reshapes& known, Densities& densities) {
+  return Matcher(graph, barred, known, densities).run();
 }
 
-Match match(const Graph& graph) {
+Match match(const Graph& graph, const Reshapes& known) {
   std::vector<char> barred(graph.nodes.size(), 0);
   Densities densities;
-  return match(graph, barred, densities);
+  return match(graph, barred, known, densities);
 }
 
 }  // namespace obert

@@ -7,6 +7,7 @@
 // read only views that can be handed over (tokens, plainly); producers of others are left alone too,
 // until all is consistent. What remains falls into parts, each of which becomes one fused node.
 #pragma once
+#include <map>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,14 @@ struct Skip {
   std::string reason;
 };
 
+// What Reshapes make of heads and tokens, by name of their result. Their targets are computed by
+// nodes that may lie outside of the part, so a part alone does not show it.
+struct Reshaped {
+  Layout layout = Layout::kTokens;
+  int head_dim = 0;
+};
+using Reshapes = std::map<std::string, Reshaped>;
+
 // One part of the graph, or the whole of a graph that consists of nothing else.
 struct Match {
   std::vector<Op> ops;
@@ -58,6 +67,7 @@ struct Match {
   std::vector<View> views;         // by value
   std::vector<char> claimed;       // by node
   std::vector<Skip> skips;         // products, softmaxes and normalisations that stay outside, and why
+  Reshapes reshapes;
 };
 
 // What one fused node consists of: node indices in topological order.
@@ -66,6 +76,7 @@ using Part = std::vector<int>;
 struct Claims {
   std::vector<Part> parts;
   std::vector<Skip> skips;
+  Reshapes reshapes;               // for matching the parts again
 };
 
 // Parts of `graph` that the engine takes. Each is convex (no path leaves and returns) and matches
@@ -76,6 +87,6 @@ Claims claim(const Graph& graph);
 Graph part_graph(const Graph& graph, const Part& part);
 
 // Matches a graph that is one part. Nodes that do not match are in `skips`.
-Match match(const Graph& graph);
+Match match(const Graph& graph, const Reshapes& known = {});
 
 }  // namespace obert

@@ -17,6 +17,6 @@ class Densities {
 };
 
 // One pass over the nodes. `barred` nodes are left alone whatever they look like.
-Match match(const Graph& graph, const std::vector<char>& barred, Densities& densities);
+Match match(const Graph& graph, const std::vector<char>& barred, const Reshapes& known, Densities& densities);
 
 }  // namespace obert

@@ -19,6 +19,9 @@ namespace obert {
 // Every block satisfies, for both pairs (w0, w1) and (w2, w3): the positive values add up to at
 // most 128 and the negative ones to at least -128. 255 * 128 < 2^15, so that vpmaddubsw, which adds
 // the pair in int16, cannot saturate whatever the activations are.
+//
+// The first 2 * pairs[c * rows + r] blocks of a row's chunk are couples that keep this rule together,
+// the first with the second, the third with the fourth and so on: they may be added in int16.
 struct SparseInt8 {
   int rows = 0;
   int chunks = 0;
@@ -26,6 +29,14 @@ struct SparseInt8 {
   const uint32_t* start = nullptr;    // [chunks * rows + 1]
   const uint16_t* index = nullptr;    // [start[chunks * rows]]
   const int8_t* value = nullptr;      // [start[chunks * rows]][4]
+  const uint16_t* pairs = nullptr;    // [chunks * rows] or null: none
+};
+
+// How a table likes its matrices packed. Every table computes the same from every packing.
+struct Packing {
+  int dense_chunk = 96;               // blocks of a chunk, at most: where most blocks are kept
+  int sparse_chunk = 96;              // and where few are
+  bool couples = false;               // worth forming
 };
 
 // The same in float32, one input per entry instead of four: unstructured or blocked zeros alike.
@@ -95,6 +106,7 @@ struct Attention {
 
 struct Kernels {
   const char* name;                   // the instruction set, as OBERT_FORCE_ISA calls it
+  Packing packing;                    // for pack_sparse.h
 
   // acc[r - row_begin][kPanel] = sum over the row's blocks of value . x, for the rows
   // row_begin .. row_end (row_begin % 4 == 0) and groups * kGroup tokens of one uint8 panel `x`.

@@ -34,7 +34,8 @@ inline F32 gelu_erf(F32 x) {
       1.359499813e-01f, -6.774361820e-02f, 5.002561482e-02f, -3.993198600e-02f, 3.197392265e-02f,
       -2.469884168e-02f, 1.803873520e-02f, -1.261963947e-02f, 8.365190548e-03f, -4.542380043e-03f,
       2.005075186e-03f, -1.468688433e-03f, 1.188728365e-03f, -3.882725462e-04f};
-  const F32 t = min(set(kBorder), max(set(-kBorder), x));
+  x = max(set(-kBorder), x);       // below, the result is 0 within the error: not x * 1e-7
+  const F32 t = min(set(kBorder), x);
   const F32 u = fma(mul(t, t), set(2.f / (kBorder * kBorder)), set(-1.f));
   return mul(x, fma(polynomial(u, kCoefficients), t, set(.5f)));
 }
@@ -44,12 +45,19 @@ constexpr float kGeluRoughError = 2e-4f;
 inline F32 gelu_erf_rough(F32 x) {
   static constexpr float kCoefficients[] = {3.978833843e-01f,  -6.457316162e-02f, 8.772406844e-03f, -8.140184957e-04f,
                                             4.795576965e-05f, -1.598612671e-06f, 2.278161096e-08f};
-  const F32 t = min(set(4.f), max(set(-4.f), x));
+  x = max(set(-4.f), x);
+  const F32 t = min(set(4.f), x);
   return mul(x, fma(polynomial(mul(t, t), kCoefficients), t, set(.5f)));
 }
 
 // 1 / (1 + e^-x)
 inline F32 sigmoid(F32 x) { return div(set(1.f), add(set(1.f), exp(sub(set(0.f), x)))); }
+
+// x * sigmoid(x), which is at -1.5e-36 where the clamp sets in.
+inline F32 silu(F32 x) {
+  x = max(set(-87.f), x);
+  return mul(x, sigmoid(x));
+}
 
 // tanh |x| = (1 - e) / (1 + e), e = exp(-2 |x|)
 inline F32 tanh(F32 x) {
@@ -59,6 +67,7 @@ inline F32 tanh(F32 x) {
 
 // x * (1 + tanh(u)) / 2 = x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
 inline F32 gelu_tanh(F32 x) {
+  x = max(set(-16.f), x);           // 0 from here on
   const F32 cubic = fma(mul(x, x), set(.0713548163f), set(1.59576912f));
   return mul(x, sigmoid(mul(x, cubic)));
 }

@@ -5,44 +5,116 @@
 namespace obert {
 namespace {
 
-// Takes as much of the pair out of `rest` as a block may hold: positive values up to 128 together
-// (and 127 each), negative ones down to -128.
-void take_pair(int16_t* rest, int8_t* taken) {
-  int above = 128, below = -128;
+constexpr int kMost = 128;      // of positive values of a pair together, and of negative ones
+
+struct Block {
+  uint16_t index;
+  int8_t value[kBlock];
+  // Sums of positive and of negated negative values of the two pairs, and the largest of the four.
+  uint8_t load[4];
+  uint8_t largest;
+};
+
+// Takes as much of the pair out of `rest` as a block may hold.
+void take_pair(int16_t* rest, int8_t* taken, uint8_t* load) {
+  int above = kMost, below = -kMost;
   for (int i = 0; i < 2; ++i) {
     const int v = rest[i] > 0 ? std::min({static_cast<int>(rest[i]), above, 127}) : std::max(static_cast<int>(rest[i]), below);
     (v > 0 ? above : below) -= v;
     taken[i] = static_cast<int8_t>(v);
     rest[i] = static_cast<int16_t>(rest[i] - v);
   }
+  load[0] = static_cast<uint8_t>(kMost - above);
+  load[1] = static_cast<uint8_t>(kMost + below);
 }
 
 bool any(const int16_t* block) { return block[0] || block[1] || block[2] || block[3]; }
 
+void split_block(const int16_t* weights, int count, int index, std::vector<Block>& blocks) {
+  int16_t rest[kBlock] = {};
+  std::copy(weights, weights + count, rest);
+  while (any(rest)) {
+    Block b;
+    b.index = static_cast<uint16_t>(index);
+    take_pair(rest, b.value, b.load);
+    take_pair(rest + 2, b.value + 2, b.load + 2);
+    b.largest = *std::max_element(b.load, b.load + 4);
+    blocks.push_back(b);
+  }
+}
+
+bool fit(const Block& a, const Block& b) {
+  for (int i = 0; i < 4; ++i)
+    if (a.load[i] + b.load[i] > kMost) return false;
+  return true;
+}
+
+// Couples first, the rest behind them; returns how many couples. The largest block looks for a
+// partner among the few smallest: a full search would take longer than it gains.
+int form_couples(std::vector<Block>& blocks) {
+  constexpr size_t kTries = 8;
+  std::stable_sort(blocks.begin(), blocks.end(), [](const Block& a, const Block& b) { return a.largest > b.largest; });
+  std::vector<Block> couples, single;
+  size_t first = 0, last = blocks.size();
+  while (first < last) {
+    const Block large = blocks[first++];
+    size_t partner = last;
+    for (size_t tries = 0; tries < kTries && last - tries > first; ++tries) {
+      if (!fit(large, blocks[last - tries - 1])) continue;
+      partner = last - tries - 1;
+      break;
+    }
+    if (partner == last) {
+      single.push_back(large);
+      continue;
+    }
+    couples.push_back(large);
+    couples.push_back(blocks[partner]);
+    std::copy(blocks.begin() + static_cast<std::ptrdiff_t>(partner) + 1, blocks.begin() + static_cast<std::ptrdiff_t>(last),
+              blocks.begin() + static_cast<std::ptrdiff_t>(partner));
+    --last;
+  }
+  const int count = static_cast<int>(couples.size() / 2);
+  blocks = std::move(couples);
+  blocks.insert(blocks.end(), single.begin(), single.end());
+  return count;
+}
+
+double density(const int16_t* weights, size_t count) {
+  size_t kept = 0;
+  for (size_t i = 0; i < count; ++i) kept += weights[i] != 0;
+  return count ? static_cast<double>(kept) / static_cast<double>(count) : 0;
+}
+
+// Chunks of about the same size, none above what is asked for.
+int chunk_size(int blocks, int most) {
+  const int chunks = std::max(1, (blocks + most - 1) / most);
+  return std::max(1, (blocks + chunks - 1) / chunks);
+}
+
 }  // namespace
 
-SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs) {
+SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs, const Packing& packing) {
   SparseInt8Storage s;
   const int blocks = (inputs + kBlock - 1) / kBlock;
   s.rows = rows;
-  s.chunk_blocks = kChunkBlocks;
-  s.chunks = (blocks + kChunkBlocks - 1) / kChunkBlocks;
+  const bool sparse = density(weights, static_cast<size_t>(rows) * inputs) < kSparseDensity;
+  s.chunk_blocks = chunk_size(blocks, sparse ? packing.sparse_chunk : packing.dense_chunk);
+  s.chunks = std::max(1, (blocks + s.chunk_blocks - 1) / s.chunk_blocks);
   s.start.reserve(static_cast<size_t>(s.chunks) * rows + 1);
+  s.pairs.reserve(static_cast<size_t>(s.chunks) * rows);
+  std::vector<Block> kept;
   for (int c = 0; c < s.chunks; ++c) {
-    const int begin = c * kChunkBlocks, end = std::min(blocks, begin + kChunkBlocks);
+    const int begin = c * s.chunk_blocks, end = std::min(blocks, begin + s.chunk_blocks);
     for (int r = 0; r < rows; ++r) {
-      s.start.push_back(static_cast<uint32_t>(s.index.size()));
       const int16_t* row = weights + static_cast<size_t>(r) * inputs;
-      for (int b = begin; b < end; ++b) {
-        int16_t rest[kBlock] = {};
-        std::copy(row + b * kBlock, row + std::min(inputs, (b + 1) * kBlock), rest);
-        while (any(rest)) {
-          int8_t taken[kBlock];
-          take_pair(rest, taken);
-          take_pair(rest + 2, taken + 2);
-          s.index.push_back(static_cast<uint16_t>(b - begin));
-          s.value.insert(s.value.end(), taken, taken + kBlock);
-        }
+      kept.clear();
+      for (int b = begin; b < end; ++b) split_block(row + b * kBlock, std::min(kBlock, inputs - b * kBlock), b - begin, kept);
+      s.start.push_back(static_cast<uint32_t>(s.index.size()));
+      s.pairs.push_back(static_cast<uint16_t>(packing.couples ? form_couples(kept) : 0));
+      for (const Block& b : kept) {
+        s.index.push_back(b.index);
+        s.value.insert(s.value.end(), b.value, b.value + kBlock);
       }
     }
   }
@@ -54,7 +126,7 @@ SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs)
   SparseFloatStorage s;
   s.rows = rows;
   s.chunk_inputs = kChunkInputs;
-  s.chunks = (inputs + kChunkInputs - 1) / kChunkInputs;
+  s.chunks = std::max(1, (inputs + kChunkInputs - 1) / kChunkInputs);
   s.start.reserve(static_cast<size_t>(s.chunks) * rows + 1);
   for (int c = 0; c < s.chunks; ++c) {
     const int begin = c * kChunkInputs, end = std::min(inputs, begin + kChunkInputs);

@@ -12,8 +12,9 @@ struct SparseInt8Storage {
   std::vector<uint32_t> start;
   std::vector<uint16_t> index;
   std::vector<int8_t> value;
+  std::vector<uint16_t> pairs;
 
-  SparseInt8 view() const { return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data()}; }
+  SparseInt8 view() const { return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data(), pairs.data()}; }
 };
 
 struct SparseFloatStorage {
@@ -25,14 +26,14 @@ struct SparseFloatStorage {
   SparseFloat view() const { return {rows, chunks, chunk_inputs, start.data(), index.data(), value.data()}; }
 };
 
-// Blocks of inputs in a chunk: 96 x 256 bytes of activations leave a quarter of a 32 KB cache to
-// weights and accumulators.
-constexpr int kChunkBlocks = 96;
+// Matrices that keep less than this are sparse in the sense of Packing.
+constexpr double kSparseDensity = .4;
 constexpr int kChunkInputs = 96;
 
 // `weights` is [rows][inputs], any int16: a weight less its zero point is within +-255. Blocks of
-// zeros are dropped, blocks that break the rule of kernels.h are split into blocks that add up.
-SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs);
+// zeros are dropped, blocks that break the rule of kernels.h are split into blocks that add up, and
+// couples are formed as far as a quick search finds them. `packing` is that of the table to be used.
+SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs, const Packing& packing = {});
 // Zero weights are dropped.
 SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs);
 

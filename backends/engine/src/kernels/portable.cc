@@ -173,7 +173,7 @@ void export_uint8(const uint8_t* panel, int tokens, int features, uint8_t* rows,
 
 }  // namespace
 
-const Kernels kPortableKernels = {"portable", multiply_int8, multiply_float, finish_int8, finish_float, layer_norm,
-                                  attention, attention_scratch, import_float, import_uint8, export_float, export_uint8};
+const Kernels kPortableKernels = {"portable", {}, multiply_int8, multiply_float, finish_int8, finish_float, layer_norm, attention,
+                                  attention_scratch, import_float, import_uint8, export_float, export_uint8};
 
 }  // namespace obert

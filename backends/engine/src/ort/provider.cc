@@ -154,9 +154,13 @@ struct Provider : Ep {
     };
   }
 
-  void choose(const Graph* from, GraphSupport* support) const {
+  // From the last look at the whole graph; a second look at the same graph leaves the same.
+  Reshapes reshapes;
+
+  void choose(const Graph* from, GraphSupport* support) {
     ReadGraph read = read_graph(from);
     Claims claims = claim(read.graph);
+    reshapes.insert(claims.reshapes.begin(), claims.reshapes.end());
     NodeFusionOptions fusion{kOldestApi, true};
     for (const Part& part : claims.parts) {
       std::vector<const Node*> nodes;
@@ -168,7 +172,7 @@ struct Provider : Ep {
 
   std::unique_ptr<Compiled> compile(const Graph* from, const Node* fused) const {
     ReadGraph read = read_graph(from);
-    Match m = match(read.graph);
+    Match m = match(read.graph, reshapes);
     for (size_t n = 0; n < m.claimed.size(); ++n)
       if (!m.claimed[n]) throw std::runtime_error("op '" + read.graph.nodes[n].op + "' was claimed and does not match again");
     Signature signature;

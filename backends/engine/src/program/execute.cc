@@ -1,13 +1,16 @@
 // Runs a program. A batch of many sequences is cut into groups that each thread takes through all
 // steps by itself, without waiting for another; a batch of few is taken as one group whose steps are
-// cut into tasks.
+// cut into tasks. All threads then walk the same steps and take tasks off a counter, so that one
+// hand-over to the thread pool serves the whole program.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #include "program.h"
 
@@ -18,6 +21,8 @@ constexpr size_t kGroupTokens = 128;
 // Rows of a product that one task computes: its int32 sums (256 bytes a row) stay in the second-level cache.
 constexpr int kTaskRows = 256;
 constexpr size_t kCacheLine = 64;
+// Looks at a counter before a waiting thread offers its processor to others.
+constexpr int kSpins = 20000;
 
 void Arena::Free::operator()(void* p) const { std::free(p); }
 
@@ -59,14 +64,6 @@ class Arenas {
   std::vector<std::unique_ptr<Arena>> free_;
 };
 
-namespace {
-
-std::string text(const std::vector<int64_t>& shape) {
-  std::string s = "[";
-  for (size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
-  return s + "]";
-}
-
 struct Mask {
   const float* data = nullptr;
   size_t batch = 0, head = 0, query = 0;   // strides in floats, 0 where one serves all
@@ -83,16 +80,44 @@ struct Run {
   size_t batch = 1, length = 0;
 };
 
+namespace {
+
+std::string text(const std::vector<int64_t>& shape) {
+  std::string s = "[";
+  for (size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
+  return s + "]";
+}
+
+// How far the threads are that share the tasks of a step. Each begins with a range of its own, so
+// that neighbouring tasks find their weights in its cache, and then helps with the other ranges.
+struct alignas(kCacheLine) Progress {
+  std::atomic<size_t> next{0};   // tasks taken from the range of one thread
+  std::atomic<size_t> done{0};   // of the whole step: counted in the entry of the first thread
+};
+
+inline void pause_briefly() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 class Group {
  public:
-  Group(const Program& p, const Run& run, size_t first_sequence, size_t sequences, uint8_t* memory, Caller* caller,
-        int threads)
+  // `progress` has an entry for each step and thread, null when one thread does it all.
+  Group(const Program& p, const Run& run, size_t first_sequence, size_t sequences, uint8_t* memory,
+        Progress* progress, int threads, int thread)
       : p_(p), k_(*p.kernels), run_(run), first_(first_sequence), sequences_(sequences),
-        tokens_(sequences * run.length), panels_(panels_of(tokens_)), memory_(memory), caller_(caller),
-        threads_(threads) {}
+        tokens_(sequences * run.length), panels_(panels_of(tokens_)), memory_(memory), progress_(progress),
+        threads_(static_cast<size_t>(threads)), thread_(static_cast<size_t>(thread)) {}
 
+  const std::string& error() const { return error_; }
+
+  // Takes part in every step. Threads that come late find the tasks of the first steps done.
   void go() {
     for (size_t i = 0; i < p_.steps.size(); ++i) {
+      step_ = i;
       const Step& s = p_.steps[i];
       switch (s.kind) {
         case StepKind::kImport: import(s, i); break;
@@ -122,16 +147,35 @@ class Group {
   int groups_in(size_t panel) const { return (tokens_in(panel) + kGroup - 1) / kGroup; }
 
   template <class F>
-  void each(size_t count, const F& f) const {
-    if (!caller_ || count == 1) {
+  void each(size_t count, const F& f) {
+    if (!progress_) {
       for (size_t i = 0; i < count; ++i) f(i);
       return;
     }
-    caller_->parallel(count, [](void* context, size_t i) { (*static_cast<const F*>(context))(i); },
-                      const_cast<void*>(static_cast<const void*>(&f)));
+    Progress* ranges = progress_ + step_ * threads_;
+    std::atomic<size_t>& done = ranges[0].done;
+    for (size_t other = 0; other < threads_; ++other) {
+      size_t range = (thread_ + other) % threads_;
+      size_t begin = count * range / threads_, size = count * (range + 1) / threads_ - begin;
+      for (size_t i; (i = ranges[range].next.fetch_add(1, std::memory_order_relaxed)) < size;) {
+        try {
+          f(begin + i);
+        } catch (const std::exception& e) {
+          // Others wait for this task: it counts as done, and the run fails at its end.
+          error_ = e.what();
+        }
+        done.fetch_add(1, std::memory_order_release);
+      }
+    }
+    // Tasks that are taken are being computed, so the wait is shorter than one of them, unless the
+    // system has put their thread aside.
+    for (int spins = 0; done.load(std::memory_order_acquire) < count; ++spins) {
+      if (spins < kSpins) pause_briefly();
+      else std::this_thread::yield();
+    }
   }
 
-  void import(const Step& s, size_t step) const {
+  void import(const Step& s, size_t step) {
     const Slice& to = s.out.used() ? s.out : s.quantized;
     size_t size = static_cast<size_t>(to.width);
     size_t first = first_ * run_.length;
@@ -149,7 +193,7 @@ class Group {
     });
   }
 
-  void gather(const Step& s) const {
+  void gather(const Step& s) {
     const RowProgram& rows = p_.rows[s.rows];
     const Tensor& ids = run_.inputs[s.tensor];
     bool repeats = ids.shape.size() == 2 && ids.shape[0] == 1;   // one row of indices for the whole batch
@@ -182,7 +226,7 @@ class Group {
     for (size_t i = 0; i < count; ++i) data[i] ^= 0x80;
   }
 
-  void write(const Step& s) const {
+  void write(const Step& s) {
     size_t size = static_cast<size_t>(s.x.width);
     size_t first = first_ * run_.length;
     bool quantized = p_.buffers[s.x.buffer].quantized;
@@ -212,14 +256,14 @@ class Group {
 
   // Rows of one task, so that there are a few tasks for each thread and each is worth its start.
   int rows_of_task(int rows) const {
-    if (!caller_) return kTaskRows;
-    size_t tasks_wanted = static_cast<size_t>(threads_) * 4;
+    if (!progress_) return kTaskRows;
+    size_t tasks_wanted = threads_ * 4;
     size_t per_panel = std::max<size_t>(1, tasks_wanted / panels_);
     int size = static_cast<int>((static_cast<size_t>(rows) + per_panel - 1) / per_panel);
     return std::clamp((size + 31) / 32 * 32, 32, kTaskRows);
   }
 
-  void product(const Step& s) const {
+  void product(const Step& s) {
     const Product& w = p_.products[s.product];
     int size = rows_of_task(w.rows);
     size_t cuts = static_cast<size_t>((w.rows + size - 1) / size);
@@ -241,7 +285,7 @@ class Group {
     });
   }
 
-  void pointwise(const Step& s) const {
+  void pointwise(const Step& s) {
     int size = kTaskRows;
     size_t cuts = static_cast<size_t>((s.x.width + size - 1) / size);
     each(cuts * panels_, [&](size_t task) {
@@ -254,7 +298,7 @@ class Group {
     });
   }
 
-  void layer_norm(const Step& s) const {
+  void layer_norm(const Step& s) {
     size_t lanes = kPanel / kGroup;
     each(panels_ * lanes, [&](size_t task) {
       size_t panel = task / lanes, lane = task % lanes;
@@ -275,7 +319,7 @@ class Group {
     });
   }
 
-  void attention(const Step& s, size_t step) const {
+  void attention(const Step& s, size_t step) {
     int heads = s.x.width / s.head_dim;
     int length = static_cast<int>(run_.length);
     size_t query_blocks = panels_of(run_.length);
@@ -334,7 +378,7 @@ class Group {
     a.mask_stride = length;
   }
 
-  void dequantize(const Step& s) const {
+  void dequantize(const Step& s) {
     each(panels_, [&](size_t panel) {
       const uint8_t* x = bytes(s.x, panel);
       float* out = floats(s.out, panel);
@@ -350,8 +394,10 @@ class Group {
   const Run& run_;
   size_t first_, sequences_, tokens_, panels_;
   uint8_t* memory_;
-  Caller* caller_;
-  int threads_;
+  Progress* progress_;
+  size_t threads_, thread_;
+  size_t step_ = 0;
+  std::string error_;
 };
 
 class Preparation {
@@ -398,7 +444,6 @@ class Preparation {
 
   void find_tokens() {
     bool found = false;
-    size_t most = 0;
     for (const Step& s : p_.steps) {
       if (s.kind != StepKind::kImport && s.kind != StepKind::kRows) continue;
       const Tensor& t = input(s.tensor);
@@ -410,9 +455,9 @@ class Preparation {
                                    std::to_string(width) + " features");
         --rank;
       }
-      size_t tokens = count(t.shape, rank);
-      if (found && (rank < run_.leading.size() || (rank == run_.leading.size() && tokens <= most))) continue;
-      most = tokens;
+      // What is there once for the whole batch is repeated: it does not say how large that is.
+      bool repeats = rank == 0 || t.shape[0] == 1;
+      if (found && (rank < run_.leading.size() || (rank == run_.leading.size() && repeats))) continue;
       found = true;
       run_.leading.assign(t.shape.begin(), t.shape.begin() + static_cast<std::ptrdiff_t>(rank));
     }
@@ -506,34 +551,78 @@ void Executor::run(Caller& caller) const {
     sequences = run.batch;
     groups = 1;
   }
+  if (alone) {
+    run_groups(run, caller, sequences, groups);
+  } else {
+    run_together(run, caller);
+  }
+}
+
+namespace {
+
+// Errors of several threads: the last one is told.
+class Errors {
+ public:
+  void add(const std::string& text) noexcept {
+    try {
+      std::lock_guard<std::mutex> lock(mutex_);
+      text_ = text.empty() ? "failed" : text;
+    } catch (...) {
+      failed_ = true;
+    }
+  }
+  void raise() const {
+    if (!text_.empty() || failed_) throw std::runtime_error(text_.empty() ? "failed" : text_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::string text_;
+  std::atomic<bool> failed_{false};
+};
+
+// Exceptions must not cross the thread pool of ONNX Runtime.
+template <class F>
+void parallel(Caller& caller, size_t count, const F& body) {
   struct Shared {
-    const Executor* executor;
-    const Run* run;
-    Caller* caller;
-    size_t sequences;
-    std::mutex mutex;
-    std::string error;
-  } shared{this, &run, alone ? nullptr : &caller, sequences, {}, {}};
+    const F* body;
+    Errors errors;
+  } shared{&body, {}};
   auto task = [](void* context, size_t i) {
     auto& s = *static_cast<Shared*>(context);
-    // Exceptions must not cross the thread pool of ONNX Runtime.
     try {
-      const Program& p = s.executor->program_;
-      size_t first = i * s.sequences, count = std::min(s.sequences, s.run->batch - first);
-      auto arena = s.executor->arenas_->take();
-      uint8_t* memory = arena->get(p.arena_bytes * panels_of(count * s.run->length));
-      Group(p, *s.run, first, count, memory, s.caller, s.executor->threads_).go();
-      s.executor->arenas_->give(std::move(arena));
+      (*s.body)(i, s.errors);
     } catch (const std::exception& e) {
-      std::lock_guard<std::mutex> lock(s.mutex);
-      s.error = e.what();
+      s.errors.add(e.what());
     }
   };
-  if (groups == 1)
-    task(&shared, 0);
-  else
-    caller.parallel(groups, task, &shared);
-  if (!shared.error.empty()) throw std::runtime_error(shared.error);
+  if (count == 1) task(&shared, 0);
+  else caller.parallel(count, task, &shared);
+  shared.errors.raise();
+}
+
+}  // namespace
+
+void Executor::run_groups(const Run& run, Caller& caller, size_t sequences, size_t groups) const {
+  parallel(caller, groups, [&](size_t i, Errors&) {
+    size_t first = i * sequences, count = std::min(sequences, run.batch - first);
+    auto arena = arenas_->take();
+    uint8_t* memory = arena->get(program_.arena_bytes * panels_of(count * run.length));
+    Group(program_, run, first, count, memory, nullptr, 1, 0).go();
+    arenas_->give(std::move(arena));
+  });
+}
+
+void Executor::run_together(const Run& run, Caller& caller) const {
+  auto arena = arenas_->take();
+  uint8_t* memory = arena->get(program_.arena_bytes * panels_of(run.batch * run.length));
+  std::vector<Progress> progress(program_.steps.size() * static_cast<size_t>(threads_));
+  parallel(caller, static_cast<size_t>(threads_), [&](size_t thread, Errors& errors) {
+    Group group(program_, run, 0, run.batch, memory, progress.data(), threads_, static_cast<int>(thread));
+    group.go();
+    if (!group.error().empty()) errors.add(group.error());
+  });
+  arenas_->give(std::move(arena));
 }
 
 }  // namespace obert

@@ -354,7 +354,7 @@ class Lowering {
     for (const Op* member : members) weights.push_back(&m_.weights[member->weights]);
     const Op& input = ops_[members[0]->inputs[0]];
     s.product = static_cast<int>(p_.products.size());
-    p_.products.push_back(prepare(weights, input.quantized ? &input.quantization : nullptr));
+    p_.products.push_back(prepare(weights, input.quantized ? &input.quantization : nullptr, *p_.kernels));
     if (!fused_[index].keep_float) return;
     int buffer = new_buffer(width, false);
     int column = 0;

@@ -109,6 +109,7 @@ class Arena {
 };
 
 class Arenas;
+struct Run;
 
 // Runs a program. Safe to call from several threads at once.
 class Executor {
@@ -120,6 +121,11 @@ class Executor {
   const Program& program() const { return program_; }
 
  private:
+  // Groups of sequences, each done by one thread.
+  void run_groups(const Run& run, Caller& caller, size_t sequences, size_t groups) const;
+  // The whole batch, every step shared between the threads.
+  void run_together(const Run& run, Caller& caller) const;
+
   Program program_;
   int threads_;
   std::unique_ptr<Arenas> arenas_;

@@ -38,7 +38,7 @@ void int16_rows(const Weights& w, int16_t* to) {
 
 }  // namespace
 
-Product prepare(const std::vector<const Weights*>& weights, const Quantization* input) {
+Product prepare(const std::vector<const Weights*>& weights, const Quantization* input, const Kernels& kernels) {
   Product p;
   p.quantized = input != nullptr;
   int inputs = weights[0]->inputs;
@@ -79,7 +79,7 @@ Product prepare(const std::vector<const Weights*>& weights, const Quantization* 
       p.bias[row] = static_cast<float>(p.bias[row] - scale * static_cast<double>(input->zero_point * sum));
     }
   }
-  p.int8 = pack_sparse_int8(dense.data(), p.rows, inputs);
+  p.int8 = pack_sparse_int8(dense.data(), p.rows, inputs, kernels.packing);
   return p;
 }
 

@@ -55,7 +55,8 @@ void layers(const Kernels* kernels, int count, int batch, int length, int thread
   std::map<int, Array> known = {{hidden, tokens(r, batch, length, 64)}};
   if (masked) known[mask] = padding(batch, length);
   Array got = run_engine(b.graph, known, kernels, threads).at(x);
-  compare(got, Reference(b.graph).run(known).at(x), 0.2, 0.002);
+  // One rounding to the other side weighs more among few tokens.
+  compare(got, Reference(b.graph).run(known).at(x), 0.2, batch * length < 16 ? 0.02 : 0.002);
 }
 
 }  // namespace

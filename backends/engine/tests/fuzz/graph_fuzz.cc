@@ -40,7 +40,7 @@ class Graphs {
     for (int v : values_)
       if (b_.graph.values[v].consumers.empty() || in_.below(8) == 0) b_.output(v);
     Claims claims = claim(b_.graph);
-    for (const Part& part : claims.parts) execute(part_graph(b_.graph, part));
+    for (const Part& part : claims.parts) execute(part_graph(b_.graph, part), claims.reshapes);
   }
 
  private:
@@ -104,13 +104,13 @@ class Graphs {
     }
   }
 
-  void execute(const Graph& g) {
+  void execute(const Graph& g, const Reshapes& reshapes) {
     Signature signature;
     signature.inputs = open_inputs(g);
     for (int v = 0; v < static_cast<int>(g.values.size()); ++v)
       if (g.values[v].is_output && g.values[v].producer >= 0) signature.outputs.push_back(v);
     static const KernelSet kernels = available_kernels();
-    Executor executor(lower(g, match(g), signature, kernels.tables[0]), 2);
+    Executor executor(lower(g, match(g, reshapes), signature, kernels.tables[0]), 2);
     int64_t batch = in_.below(4), length = in_.below(40);
     for (int64_t w : kWidths) {
       Threads caller;

@@ -1,5 +1,6 @@
 // Inputs for the kernel tests: seeded, placed so that a stray access meets the end of an allocation.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <random>
@@ -54,7 +55,7 @@ inline std::vector<int16_t> random_weights(Random& random, int rows, int inputs,
   for (int r = 0; r < rows; ++r)
     for (int b = 0; b < inputs; b += kBlock) {
       if (!random.chance(density)) continue;
-      for (int i = b; i < inputs && i < b + kBlock; ++i) w[static_cast<size_t>(r) * inputs + i] = static_cast<int16_t>(random.integer(low, high));
+      for (int i = b; i < std::min(inputs, b + kBlock); ++i) w[static_cast<size_t>(r) * inputs + i] = static_cast<int16_t>(random.integer(low, high));
     }
   return w;
 }

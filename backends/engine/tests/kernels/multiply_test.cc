@@ -17,7 +17,8 @@ void check_int8(int rows, int inputs, int groups, double density, Values values)
       if (v) v = random.chance(.5) ? 127 : -128;
   Buffer<uint8_t> x(panel_bytes(static_cast<size_t>(inputs)));
   for (size_t i = 0; i < x.size(); ++i) x[i] = values == Values::kExtreme ? 255 : static_cast<uint8_t>(random.integer(0, 255));
-  const SparseInt8Storage packed = pack_sparse_int8(w.data(), rows, inputs);
+  const Packing packing{groups % 2 ? 96 : 5, groups % 2 ? 192 : 7, inputs % 3 != 0};
+  const SparseInt8Storage packed = pack_sparse_int8(w.data(), rows, inputs, packing);
   const SparseInt8 view = packed.view();
 
   Buffer<int32_t> expected(static_cast<size_t>(rows) * kPanel, -1);

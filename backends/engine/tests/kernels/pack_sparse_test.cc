@@ -9,16 +9,19 @@ namespace {
 void check_case(int rows, int inputs, double density, int low, int high) {
   Random random(static_cast<uint32_t>(rows + inputs));
   const std::vector<int16_t> w = random_weights(random, rows, inputs, density, low, high);
-  const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs);
+  const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs, {96, 192, rows == 5});
   std::vector<int> sum(w.size());
   CHECK(s.start.size() == static_cast<size_t>(s.chunks) * rows + 1 && s.start.back() == s.index.size() && s.value.size() == 4 * s.index.size(), "sizes of %d x %d", rows, inputs);
   for (int c = 0; c < s.chunks; ++c)
     for (int r = 0; r < rows; ++r)
       for (uint32_t b = s.start[static_cast<size_t>(c) * rows + r]; b < s.start[static_cast<size_t>(c) * rows + r + 1]; ++b) {
         const int8_t* v = &s.value[b * size_t{4}];
+        const uint32_t place = b - s.start[static_cast<size_t>(c) * rows + r];
+        const bool couple = place % 2 == 0 && place < 2u * s.pairs[static_cast<size_t>(c) * rows + r];
         for (int pair = 0; pair < 4; pair += 2) {
           int above = 0, below = 0;
           for (int i = pair; i < pair + 2; ++i) (v[i] > 0 ? above : below) += v[i];
+          for (int i = pair + 4; couple && i < pair + 6; ++i) (v[i] > 0 ? above : below) += v[i];
           CHECK(above <= 128 && below >= -128, "block %u breaks the pair rule: %d %d", b, above, below);
         }
         CHECK(s.index[b] < s.chunk_blocks, "index %d outside its chunk", s.index[b]);

@@ -1,0 +1,17 @@
+// Every kernel body, in the order they need each other. Include after simd_<isa>.h, dot_run.h and
+// dot_<isa>.h.
+#pragma once
+#include "maths.h"
+#include "multiply_int8.h"
+#include "multiply_float.h"
+#include "finish.h"
+#include "layer_norm.h"
+#include "attention.h"
+#include "transpose.h"
+#include "tables.h"
+
+#define OBERT_KERNEL_TABLE(isa)                                                                      \
+  Kernels {                                                                                          \
+    isa, kPacking, multiply_int8, multiply_float, finish_int8, finish_float, layer_norm, attention,  \
+        attention_scratch, import_float, import_uint8, export_float, export_uint8                    \
+  }

@@ -12,7 +12,16 @@ namespace {
 
 constexpr Packing kPacking{96, 192, false};
 
-template <int V> inline __attribute__((always_inline)) void add_blocks(const Run& run, I32 (&sum)[V]) {
+// Two s16 x s16 products a lane.
+constexpr bool kHasDot2 = true;
+OBERT_INLINE I32 dot2(I32 sum, I32 a, I32 b) {
+  sum = _mm512_dpwssd_epi32(sum, a, b);
+  // GCC 12 keeps a second copy of every accumulator, as another vector type, without this.
+  __asm__("" : "+v"(sum));
+  return sum;
+}
+
+template <int V> OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
   constexpr int kSets = V == 4 ? 2 : 4;
   I32 more[kSets][V];
   for (int s = 1; s < kSets; ++s)

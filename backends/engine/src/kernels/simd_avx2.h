@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <cstring>
 
+#define OBERT_INLINE inline __attribute__((always_inline))
+
 namespace obert {
 namespace {
 

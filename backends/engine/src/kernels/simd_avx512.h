@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#define OBERT_INLINE inline __attribute__((always_inline))
+
 namespace obert {
 namespace {
 

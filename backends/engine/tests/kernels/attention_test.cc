@@ -1,5 +1,5 @@
-// Attention against sums in double. Bound for y: 2e-5 * (largest |v| + |y|), which leaves room for
-// scores up to about 50 rounded in float.
+// Attention against sums in double. Bound for y in floats: 2e-5 * (largest |v| + |y|), which leaves
+// room for scores up to about 50 rounded in float. Quantised alone: the bound of attention_numbers.h.
 #include <algorithm>
 
 #include "cases.h"
@@ -57,11 +57,17 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
   a.inverse_scale = 40.f;
   a.zero_point = 128;
 
+  double longest_q = 0, longest_k = 0;
   std::vector<double> expected(static_cast<size_t>(c.length) * c.head_dim);
   double largest = 0;
   for (int i = 0; i < c.length; ++i) {
     std::vector<double> p(static_cast<size_t>(c.length));
-    double top = -INFINITY, total = 0;
+    double top = -INFINITY, total = 0, qq = 0, kk = 0;
+    for (int d = 0; d < c.head_dim; ++d) {
+      qq += std::pow(q[at(c.first + i, width, 2 + d)], 2);
+      kk += std::pow(k[at(c.first + i, width, 3 + d)], 2);
+    }
+    longest_q = std::fmax(longest_q, std::sqrt(qq)), longest_k = std::fmax(longest_k, std::sqrt(kk));
     for (int j = 0; j < c.length; ++j) {
       double dot = 0;
       for (int d = 0; d < c.head_dim; ++d) dot += static_cast<double>(q[at(c.first + i, width, 2 + d)]) * k[at(c.first + j, width, 3 + d)];
@@ -85,11 +91,14 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
     a.scratch = scratch.data();
     a.out = out.data();
     a.quantized = c.head_dim % 4 == 0 ? quantized.data() : nullptr;
-    for (int begin = 0; begin < c.length; begin += 48) {
-      a.query_begin = begin;
-      a.query_end = std::min(c.length, begin + 48);
-      table->attention(a);
-    }
+    const auto run = [&] {
+      for (int begin = 0; begin < c.length; begin += 48) {
+        a.query_begin = begin;
+        a.query_end = std::min(c.length, begin + 48);
+        table->attention(a);
+      }
+    };
+    run();
     for (size_t t = 0; t < panels * kPanel; ++t)
       for (int f = 0; f < out_width; ++f) {
         const float got = out[at(t, out_width, f)];
@@ -104,6 +113,18 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
         if (!a.quantized) continue;
         if (std::isnan(y)) CHECK(byte == 0, "%s NaN quantised to %d", table->name, byte);
         else CHECK(std::fabs(std::fmin(std::fmax(y * 40 + 128, 0), 255) - byte) <= .5 + 40 * bound + 1e-4, "%s quantised %g, got %d", table->name, y * 40 + 128, byte);
+      }
+    if (!a.quantized) continue;
+    a.out = nullptr;
+    run();
+    const double d = a.scale * longest_q * longest_k * std::sqrt(c.head_dim) / 32700;
+    const double bound = largest * (2 * (std::exp(2 * d) - 1) + c.length / 32767. + 1 / 16383. + 4e-5);
+    for (size_t t = c.first; t < tokens; ++t)
+      for (int f = 4; f < 4 + c.head_dim; ++f) {
+        const double y = expected[(t - c.first) * c.head_dim + f - 4];
+        const int byte = quantized[(t / kPanel * out_width / 4 + f / 4) * size_t{kPanel} * 4 + t % kPanel * 4 + f % 4];
+        if (std::isnan(y)) CHECK(byte == 0, "%s NaN quantised to %d", table->name, byte);
+        else if (!CHECK(std::fabs(std::fmin(std::fmax(y * 40 + 128, 0), 255) - byte) <= .5 + 40 * bound, "%s length %d head %d first %zu, quantised alone: %g, got %d", table->name, c.length, c.head_dim, c.first, y * 40 + 128, byte)) return;
       }
   }
 }

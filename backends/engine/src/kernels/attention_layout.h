@@ -91,7 +91,7 @@ inline void put_queries(const Attention& a, const float* y, int query) {
       const float* p = y + d * kQueries + v;
       const I32 q0 = quantize(load(p)), q1 = quantize(load(p + kQueries));
       const I32 q2 = quantize(load(p + 2 * kQueries)), q3 = quantize(load(p + 3 * kQueries));
-      store(packed + v, bit_or(bit_or(q0, shift_left<8>(q1)), bit_or(shift_left<16>(q2), shift_left<24>(q3))));
+      store(packed + v, quantize.pack(q0, q1, q2, q3));
     }
     put_row(packed, count, first, a.out_width / kBlock, (a.out_column + d) / kBlock, reinterpret_cast<int32_t*>(a.quantized));
   }

@@ -10,9 +10,14 @@ namespace obert {
 namespace {
 
 template <int V, bool Residual> void layer_norm_vectors(const LayerNorm& n) {
-  const auto value = [&](int f, int v) {
+  // With a residual and a place for the output, the first pass leaves the sums there.
+  const bool keep = Residual && n.out;
+  const auto first_value = [&](int f, int v) {
     const size_t at = static_cast<size_t>(f) * kPanel + static_cast<size_t>(v) * kLanes;
     return Residual ? add(load(n.x + at), load(n.residual + at)) : load(n.x + at);
+  };
+  const auto value = [&](int f, int v) {
+    return keep ? load(n.out + static_cast<size_t>(f) * kPanel + static_cast<size_t>(v) * kLanes) : first_value(f, v);
   };
   const F32 share = set(1.f / static_cast<float>(n.features));
   F32 mean[V], inverse[V];
@@ -20,7 +25,11 @@ template <int V, bool Residual> void layer_norm_vectors(const LayerNorm& n) {
     F32 sum[V];
     for (int v = 0; v < V; ++v) sum[v] = set(0.f);
     for (int f = 0; f < n.features; ++f)
-      for (int v = 0; v < V; ++v) sum[v] = add(sum[v], value(f, v));
+      for (int v = 0; v < V; ++v) {
+        const F32 x = first_value(f, v);
+        if (keep) store(n.out + static_cast<size_t>(f) * kPanel + v * kLanes, x);
+        sum[v] = add(sum[v], x);
+      }
     for (int v = 0; v < V; ++v) mean[v] = mul(sum[v], share);
   }
   {
@@ -38,17 +47,16 @@ template <int V, bool Residual> void layer_norm_vectors(const LayerNorm& n) {
     const int count = n.features - f < kBlock ? n.features - f : kBlock;
     for (int v = 0; v < V; ++v) {
       I32 q[kBlock];
-      for (int i = 0; i < kBlock; ++i) q[i] = quantize.zero_point;
+      for (int i = 0; i < kBlock; ++i) q[i] = set(0);
       for (int i = 0; i < count; ++i) {
         const F32 scale = mul(inverse[v], set(n.gamma[f + i]));
         const F32 y = fma(sub(value(f + i, v), mean[v]), scale, set(n.beta ? n.beta[f + i] : 0.f));
         if (n.out) store(n.out + static_cast<size_t>(f + i) * kPanel + v * kLanes, y);
-        q[i] = quantize(y);
+        if (n.quantized) q[i] = quantize(y);
       }
       if (n.quantized) {
         int32_t* packed = reinterpret_cast<int32_t*>(n.quantized) + static_cast<size_t>(f / kBlock) * kPanel;
-        store(packed + v * kLanes,
-              bit_or(bit_or(q[0], shift_left<8>(q[1])), bit_or(shift_left<16>(q[2]), shift_left<24>(q[3]))));
+        store(packed + v * kLanes, quantize.pack(q[0], q[1], q[2], q[3]));
       }
     }
   }

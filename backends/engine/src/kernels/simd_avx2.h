@@ -64,6 +64,16 @@ inline I32 round(F32 a) { return _mm256_cvtps_epi32(a); }        // half to even
 inline F32 as_float(I32 a) { return _mm256_castsi256_ps(a); }
 inline I32 as_int(F32 a) { return _mm256_castps_si256(a); }
 
+constexpr bool kNanRoundsLow = true;
+
+// clamp(q0 .. q3 + zero_point, 0, 255) as the four bytes of each dword; zero_point as two int16.
+inline I32 pack_bytes(I32 q0, I32 q1, I32 q2, I32 q3, I32 zero_point) {
+  const __m256i a = _mm256_adds_epi16(_mm256_packs_epi32(q0, q1), zero_point);
+  const __m256i b = _mm256_adds_epi16(_mm256_packs_epi32(q2, q3), zero_point);
+  const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  return _mm256_shuffle_epi8(_mm256_packus_epi16(a, b), order);
+}
+
 // Rows of an 8 x 8 matrix become its columns.
 inline void transpose(I32 r[kLanes]) {
   __m256i t[8], u[8];

@@ -58,6 +58,15 @@ inline I32 round(F32 a) { return _mm512_cvtps_epi32(a); }
 inline F32 as_float(I32 a) { return _mm512_castsi512_ps(a); }
 inline I32 as_int(F32 a) { return _mm512_castps_si512(a); }
 
+constexpr bool kNanRoundsLow = true;
+
+inline I32 pack_bytes(I32 q0, I32 q1, I32 q2, I32 q3, I32 zero_point) {
+  const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(q0, q1), zero_point);
+  const __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(q2, q3), zero_point);
+  const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  return _mm512_shuffle_epi8(_mm512_packus_epi16(a, b), order);
+}
+
 inline void transpose(I32 r[kLanes]) {
   __m512i t[16], u[16];
   for (int i = 0; i < 8; ++i) {

@@ -47,9 +47,10 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
   for (int r = row_begin; r < row_end; r += kBlock) {
     const int count = row_end - r < kBlock ? row_end - r : kBlock;
     F32 scale[kBlock], bias[kBlock];
-    for (int i = 0; i < count; ++i) {
-      scale[i] = set(e.scale ? e.scale[r + i] : 1.f);
-      bias[i] = set(e.bias ? e.bias[r + i] : 0.f);
+    for (int i = 0; i < kBlock; ++i) {
+      const int row = i < count ? r + i : r;
+      scale[i] = set(e.scale ? e.scale[row] : 1.f);
+      bias[i] = set(e.bias ? e.bias[row] : 0.f);
     }
     const auto finish = [&](int i, int t) {
       F32 y = activate<A, Rough>(fma(accumulated(acc + static_cast<size_t>(r - row_begin + i) * kPanel + t), scale[i], bias[i]));

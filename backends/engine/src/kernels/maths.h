@@ -1,7 +1,7 @@
 // Elementary functions on vectors. Include after a simd_<isa>.h.
 //
-// Polynomials are minimax fits made for this file; errors are the largest seen over all floats of
-// the range in float32 arithmetic, and tests/kernels_maths.cc holds every table to them.
+// Polynomials are minimax fits made for this file; errors are the largest seen over a fine grid in
+// float32 arithmetic, and tests/kernels/finish_test.cc holds every table to them.
 // NaN goes through everywhere: in max(a, b) and min(a, b) the operand that may be NaN is the second.
 #pragma once
 

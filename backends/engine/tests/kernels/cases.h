@@ -23,7 +23,10 @@ struct Random {
 // Exactly `count` elements, aligned to 64 bytes; filled with a value that shows when it is read.
 template <class T> class Buffer {
  public:
-  explicit Buffer(size_t count, T fill = T()) : count_(count), data_(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64 + 64))) {
+  explicit Buffer(size_t count, T fill = T()) : count_(count), data_(nullptr) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 64, count * sizeof(T) + !count)) std::abort();
+    data_ = static_cast<T*>(memory);
     for (size_t i = 0; i < count; ++i) data_[i] = fill;
   }
   ~Buffer() { std::free(data_); }

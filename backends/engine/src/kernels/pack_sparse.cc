@@ -1,6 +1,7 @@
 #include "pack_sparse.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace obert {
 namespace {
@@ -28,12 +29,17 @@ void take_pair(int16_t* rest, int8_t* taken, uint8_t* load) {
   load[1] = static_cast<uint8_t>(kMost + below);
 }
 
-bool any(const int16_t* block) { return block[0] || block[1] || block[2] || block[3]; }
+bool any(const int16_t* block) {
+  uint64_t bits;
+  std::memcpy(&bits, block, sizeof bits);
+  return bits != 0;
+}
 
 // What most blocks are: no pair can break the rule.
 bool take_small(const int16_t* weights, Block& b) {
-  for (int i = 0; i < kBlock; ++i)
-    if (weights[i] > kMost / 2 || weights[i] < -kMost / 2) return false;
+  bool small = true;
+  for (int i = 0; i < kBlock; ++i) small &= weights[i] <= kMost / 2 && weights[i] >= -kMost / 2;
+  if (!small) return false;
   for (int i = 0; i < kBlock; ++i) b.value[i] = static_cast<int8_t>(weights[i]);
   for (int i = 0; i < kBlock; i += 2) {
     const int u = weights[i], v = weights[i + 1];
@@ -45,7 +51,8 @@ bool take_small(const int16_t* weights, Block& b) {
 
 void split_block(const int16_t* weights, int count, int index, std::vector<Block>& blocks) {
   int16_t rest[kBlock] = {};
-  std::copy(weights, weights + count, rest);
+  if (count == kBlock) std::memcpy(rest, weights, sizeof rest);
+  else std::copy(weights, weights + count, rest);
   while (any(rest)) {
     Block b;
     b.index = static_cast<uint16_t>(index);
@@ -129,7 +136,11 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
   SparseInt8Storage s;
   const int blocks = (inputs + kBlock - 1) / kBlock;
   s.rows = rows;
-  const bool sparse = density(weights, static_cast<size_t>(rows) * inputs) < kSparseDensity;
+  const double share = density(weights, static_cast<size_t>(rows) * inputs);
+  const bool sparse = share < kSparseDensity;
+  const size_t expected = static_cast<size_t>(rows) * blocks / 16 * static_cast<size_t>(1 + std::min(15., share * 20));
+  s.index.reserve(expected);
+  s.value.reserve(expected * kBlock);
   s.chunk_blocks = chunk_size(blocks, sparse ? packing.sparse_chunk : packing.dense_chunk);
   s.chunks = std::max(1, (blocks + s.chunk_blocks - 1) / s.chunk_blocks);
   s.start.reserve(static_cast<size_t>(s.chunks) * rows + 1);
@@ -149,7 +160,7 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
       s.value.resize((at + kept.size()) * kBlock);
       for (size_t i = 0; i < kept.size(); ++i) {
         s.index[at + i] = kept[i].index;
-        std::copy(kept[i].value, kept[i].value + kBlock, s.value.data() + (at + i) * kBlock);
+        std::memcpy(s.value.data() + (at + i) * kBlock, kept[i].value, kBlock);
       }
     }
   }

@@ -58,12 +58,26 @@ inline Extent extent(const float* x, int width, int column, int head_dim, size_t
     const size_t t = first + static_cast<size_t>(done);
     const int run = least(least(kLanes, count - done), kPanel - static_cast<int>(t % kPanel));
     const float* from = x + panel_offset(t, width, column);
-    F32 sum = set(0.f);
-    for (int d = 0; d < head_dim; ++d) {
-      const F32 v = run == kLanes ? load(from + static_cast<size_t>(d) * kPanel) : load_first(from + static_cast<size_t>(d) * kPanel, run);
+    const auto value = [&](int d) {
+      const float* at = from + static_cast<size_t>(d) * kPanel;
+      return run == kLanes ? load(at) : load_first(at, run);
+    };
+    F32 sum = set(0.f), more = set(0.f), larger = set(0.f);      // two chains, to halve the waiting
+    int d = 0;
+    for (; d + 1 < head_dim; d += 2) {
+      const F32 v = value(d), w = value(d + 1);
+      sum = fma(v, v, sum);
+      more = fma(w, w, more);
+      largest = max(abs(v), largest);
+      larger = max(abs(w), larger);
+    }
+    if (d < head_dim) {
+      const F32 v = value(d);
       sum = fma(v, v, sum);
       largest = max(abs(v), largest);
     }
+    sum = add(sum, more);
+    largest = max(larger, largest);
     top = max(sum, top);
     all = add(all, sum);
     done += run;
@@ -77,7 +91,8 @@ inline Extent extent(const float* x, int width, int column, int head_dim, size_t
 // Whether 16 bits do, and the factors.
 inline bool choose_fixed(const Attention& a, Fixed& n) {
   if (!kHasDot2 || a.out || a.length > kFixedTokens) return false;
-  const Extent q = extent(a.q, a.q_width, a.q_column, a.head_dim, a.first + static_cast<size_t>(a.query_begin), a.query_end - a.query_begin);
+  // Over all queries, not only those of this call: results do not depend on how the work was split.
+  const Extent q = extent(a.q, a.q_width, a.q_column, a.head_dim, a.first, a.length);
   const Extent k = extent(a.k, a.k_width, a.k_column, a.head_dim, a.first, a.length);
   const Extent v = extent(a.v, a.v_width, a.v_column, a.head_dim, a.first, a.length);
   if (!q.finite || !k.finite || !v.finite || q.squares < 1e-30f || k.squares < 1e-30f || v.squares < 1e-30f) return false;

@@ -18,7 +18,8 @@ namespace obert {
 namespace {
 
 // Rows of accumulators as nested structs: an array this large GCC would keep up to date in memory.
-template <class Element, int M> struct Rows {
+template <class Element, int M>
+struct Rows {
   using Vector = decltype(zero_like(Element()));
   Vector left, right;
   Rows<Element, M - 1> rest;
@@ -33,23 +34,28 @@ template <class Element, int M> struct Rows {
     right = multiply_add(right, w, b1);
     rest.add(a + 1, b0, b1);
   }
-  template <class Put> OBERT_INLINE void for_each(int m, const Put& put) const {
+  template <class Put>
+  OBERT_INLINE void for_each(int m, const Put& put) const {
     put(m, 0, left);
     put(m, 1, right);
     rest.for_each(m + 1, put);
   }
 };
 
-template <class Element> struct Rows<Element, 0> {
+template <class Element>
+struct Rows<Element, 0> {
   using Vector = decltype(zero_like(Element()));
   OBERT_INLINE void clear() {}
   OBERT_INLINE void add(const Element*, Vector, Vector) {}
-  template <class Put> OBERT_INLINE void for_each(int, const Put&) const {}
+  template <class Put>
+  OBERT_INLINE void for_each(int, const Put&) const {}
 };
 
-template <class Element, int M> struct Tile {
+template <class Element, int M>
+struct Tile {
   // Calls put(m, i, sum) with vector i of row m of the product.
-  template <class Put> static void multiply(const Element* a, size_t stride, const Element* b, int depth, const Put& put) {
+  template <class Put>
+  static void multiply(const Element* a, size_t stride, const Element* b, int depth, const Put& put) {
     Rows<Element, M> rows;
     rows.clear();
     for (int i = 0; i < depth; ++i, a += stride, b += kQueries) rows.add(a, load(b), load(b + kLanes));
@@ -58,20 +64,29 @@ template <class Element, int M> struct Tile {
 };
 
 // Calls run(tile, begin) for tiles that cover 0 .. count, a multiple of kTileStep.
-template <class Element, class Run> inline void for_tiles(int count, const Run& run) {
+template <class Element, class Run>
+inline void for_tiles(int count, const Run& run) {
   int i = 0;
   for (; i + kTile <= count; i += kTile) run(Tile<Element, kTile>(), i);
   if constexpr (kTile == 12) {
-    if (i + 8 <= count) { run(Tile<Element, 8>(), i); i += 8; }
+    if (i + 8 <= count) {
+      run(Tile<Element, 8>(), i);
+      i += 8;
+    }
     if (i + 4 <= count) run(Tile<Element, 4>(), i);
   } else {
-    if (i + 4 <= count) { run(Tile<Element, 4>(), i); i += 4; }
+    if (i + 4 <= count) {
+      run(Tile<Element, 4>(), i);
+      i += 4;
+    }
     if (i + 2 <= count) run(Tile<Element, 2>(), i);
   }
 }
 
 // Values [d][tokens] become [tokens][d].
-template <class Numbers> inline void transpose_values(const Attention& a, const Numbers& n, size_t stride, typename Numbers::Element* v) {
+template <class Numbers>
+inline void transpose_values(const Attention& a, const Numbers& n, size_t stride,
+                             typename Numbers::Element* v) {
   for (int k = 0; k < a.length; k += kLanes) {
     const size_t t = a.first + static_cast<size_t>(k);
     const int count = least(kLanes, a.length - k);
@@ -97,7 +112,8 @@ template <class Numbers> inline void transpose_values(const Attention& a, const 
   }
 }
 
-template <class Numbers> void attend(const Attention& a, const Numbers& n) {
+template <class Numbers>
+void attend(const Attention& a, const Numbers& n) {
   using Element = typename Numbers::Element;
   const AttentionScratch s(a.length, a.head_dim);
   Element* memory = static_cast<Element*>(a.scratch);
@@ -112,7 +128,8 @@ template <class Numbers> void attend(const Attention& a, const Numbers& n) {
 
   for (int query = a.query_begin; query < a.query_end; query += kQueries) {
     const int count = least(kQueries, a.query_end - query);
-    put_features(n, a.q, a.q_width, a.q_column, a.head_dim, a.first + static_cast<size_t>(query), count, kQueries, n.q, q, kQueries);
+    put_features(n, a.q, a.q_width, a.q_column, a.head_dim, a.first + static_cast<size_t>(query), count,
+                 kQueries, n.q, q, kQueries);
     const bool each = a.mask && a.mask_stride;
     if (each) transpose_mask(a, query, mask);
 
@@ -139,12 +156,14 @@ template <class Numbers> void attend(const Attention& a, const Numbers& n) {
       }
     }
 
-    const F32 share[2] = {finish_weights(n, scores, a.length, total[0]), finish_weights(n, scores + kLanes, a.length, total[1])};
+    const F32 share[2] = {finish_weights(n, scores, a.length, total[0]),
+                          finish_weights(n, scores + kLanes, a.length, total[1])};
     const Element* weights = static_cast<const Element*>(static_cast<const void*>(scores));
     for_tiles<Element>(features, [&](auto tile, int begin) {
-      tile.multiply(v + begin, s.v_stride, weights, (a.length + kPer - 1) / kPer, [&](int m, int i, auto sum) {
-        store(y + (begin + m) * kQueries + i * kLanes, mul(as_floats(sum), share[i]));
-      });
+      tile.multiply(v + begin, s.v_stride, weights, (a.length + kPer - 1) / kPer,
+                    [&](int m, int i, auto sum) {
+                      store(y + (begin + m) * kQueries + i * kLanes, mul(as_floats(sum), share[i]));
+                    });
     });
     put_queries(a, y, query);
   }
@@ -156,7 +175,9 @@ void attention(const Attention& a) {
   else attend(a, Floats());
 }
 
-size_t attention_scratch(int length, int head_dim) { return AttentionScratch(length, head_dim).floats * sizeof(float); }
+size_t attention_scratch(int length, int head_dim) {
+  return AttentionScratch(length, head_dim).floats * sizeof(float);
+}
 
 }  // namespace
 }  // namespace obert

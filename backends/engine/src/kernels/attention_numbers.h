@@ -27,7 +27,7 @@ struct Fixed {
 };
 
 constexpr float kFixedLength = 32700.f, kFixedValue = 16383.f, kFixedSum = 120000.f;
-constexpr float kFixedScores = 200.f;           // scale Q K above this asks for floats
+constexpr float kFixedScores = 200.f;  // scale Q K above this asks for floats
 constexpr int kFixedTokens = 20000;
 
 inline I32 join(I32 low, I32 high) { return bit_or(bit_and(low, set(0xffff)), shift_left<16>(high)); }
@@ -47,8 +47,8 @@ inline float largest_lane(F32 x) {
 }
 
 struct Extent {
-  float squares;      // largest sum of squares of a token's features
-  float largest;      // largest |x|
+  float squares;  // largest sum of squares of a token's features
+  float largest;  // largest |x|
   bool finite;
 };
 
@@ -62,7 +62,7 @@ inline Extent extent(const float* x, int width, int column, int head_dim, size_t
       const float* at = from + static_cast<size_t>(d) * kPanel;
       return run == kLanes ? load(at) : load_first(at, run);
     };
-    F32 sum = set(0.f), more = set(0.f), larger = set(0.f);      // two chains, to halve the waiting
+    F32 sum = set(0.f), more = set(0.f), larger = set(0.f);  // two chains, to halve the waiting
     int d = 0;
     for (; d + 1 < head_dim; d += 2) {
       const F32 v = value(d), w = value(d + 1);
@@ -85,7 +85,7 @@ inline Extent extent(const float* x, int width, int column, int head_dim, size_t
   float lanes[kLanes], total = 0;
   store(lanes, all);
   for (float l : lanes) total += l;
-  return {largest_lane(top), largest_lane(largest), total < 1e30f};      // false for NaN
+  return {largest_lane(top), largest_lane(largest), total < 1e30f};  // false for NaN
 }
 
 // Whether 16 bits do, and the factors.
@@ -95,7 +95,8 @@ inline bool choose_fixed(const Attention& a, Fixed& n) {
   const Extent q = extent(a.q, a.q_width, a.q_column, a.head_dim, a.first, a.length);
   const Extent k = extent(a.k, a.k_width, a.k_column, a.head_dim, a.first, a.length);
   const Extent v = extent(a.v, a.v_width, a.v_column, a.head_dim, a.first, a.length);
-  if (!q.finite || !k.finite || !v.finite || q.squares < 1e-30f || k.squares < 1e-30f || v.squares < 1e-30f) return false;
+  if (!q.finite || !k.finite || !v.finite || q.squares < 1e-30f || k.squares < 1e-30f || v.squares < 1e-30f)
+    return false;
   const float q_length = __builtin_sqrtf(q.squares), k_length = __builtin_sqrtf(k.squares);
   if (!(__builtin_fabsf(a.scale) * q_length * k_length < kFixedScores)) return false;
   n.q = kFixedLength / q_length;
@@ -105,7 +106,8 @@ inline bool choose_fixed(const Attention& a, Fixed& n) {
 }
 
 // One row of the head, all tokens or one block of queries: [ceil(head_dim / 2)][stride] dwords, or floats.
-inline void put_features(const Floats&, const float* x, int width, int column, int head_dim, size_t first, int count, int padded, float, float* to, size_t stride) {
+inline void put_features(const Floats&, const float* x, int width, int column, int head_dim, size_t first,
+                         int count, int padded, float, float* to, size_t stride) {
   for (int d = 0; d < head_dim; ++d) {
     float* row = to + static_cast<size_t>(d) * stride;
     copy_tokens(x, width, column + d, first, count, row);
@@ -113,13 +115,18 @@ inline void put_features(const Floats&, const float* x, int width, int column, i
   }
 }
 
-inline void put_features(const Fixed&, const float* x, int width, int column, int head_dim, size_t first, int count, int padded, float factor, int32_t* to, size_t stride) {
+inline void put_features(const Fixed&, const float* x, int width, int column, int head_dim, size_t first,
+                         int count, int padded, float factor, int32_t* to, size_t stride) {
   const F32 f = set(factor);
   for (int done = 0; done < count;) {
     const size_t t = first + static_cast<size_t>(done);
     const int run = least(least(kLanes, count - done), kPanel - static_cast<int>(t % kPanel));
     const float* from = x + panel_offset(t, width, column);
-    const auto number = [&](int d) { return round(mul(run == kLanes ? load(from + static_cast<size_t>(d) * kPanel) : load_first(from + static_cast<size_t>(d) * kPanel, run), f)); };
+    const auto number = [&](int d) {
+      return round(mul(run == kLanes ? load(from + static_cast<size_t>(d) * kPanel)
+                                     : load_first(from + static_cast<size_t>(d) * kPanel, run),
+                       f));
+    };
     for (int d = 0; d < head_dim; d += 2) {
       const I32 pair = join(number(d), d + 1 < head_dim ? number(d + 1) : set(0));
       int32_t* at = to + static_cast<size_t>(d / 2) * stride + done;
@@ -141,7 +148,8 @@ inline void put_values(const Floats&, const I32* square, int count, int k, size_
 inline void put_values(const Fixed& n, const I32* square, int count, int k, size_t stride, int32_t* to) {
   const F32 f = set(n.v);
   const auto number = [&](int i) { return i < count ? round(mul(as_float(square[i]), f)) : set(0); };
-  for (int i = 0; i < count; i += 2) store(to + static_cast<size_t>((k + i) / 2) * stride, join(number(i), number(i + 1)));
+  for (int i = 0; i < count; i += 2)
+    store(to + static_cast<size_t>((k + i) / 2) * stride, join(number(i), number(i + 1)));
 }
 
 // Turns [keys][kQueries] of e^(s - top) into what multiplies the values, in place, and gives the
@@ -153,7 +161,8 @@ inline F32 finish_weights(const Fixed& n, float* scores, int length, F32 total) 
   I32 sum = set(0);
   for (int k = 0; k < length; k += 2) {
     const I32 p = round(mul(load(scores + static_cast<size_t>(k) * kQueries), f));
-    const I32 q = k + 1 < length ? round(mul(load(scores + static_cast<size_t>(k + 1) * kQueries), f)) : set(0);
+    const I32 q =
+        k + 1 < length ? round(mul(load(scores + static_cast<size_t>(k + 1) * kQueries), f)) : set(0);
     sum = add(sum, add(p, q));
     store(scores + static_cast<size_t>(k / 2) * kQueries, as_float(join(p, q)));
   }

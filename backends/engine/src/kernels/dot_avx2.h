@@ -27,13 +27,16 @@ OBERT_INLINE I32 dot2(I32 sum, I32 a, I32 b) {
   return sum;
 }
 
-template <int V> OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
+template <int V>
+OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
   int i = 0;
   for (; i < 2 * run.pairs; i += 2) {
     const int32_t *x = run.activations(i), *y = run.activations(i + 1);
     const I32 w = set(run.weights(i)), u = set(run.weights(i + 1));
     for (int v = 0; v < V; ++v)
-      sum[v] = add(sum[v], widen(_mm256_add_epi16(products(load(x + v * kLanes), w), products(load(y + v * kLanes), u))));
+      sum[v] =
+          add(sum[v],
+              widen(_mm256_add_epi16(products(load(x + v * kLanes), w), products(load(y + v * kLanes), u))));
   }
   for (; i < run.count; ++i) {
     const int32_t* x = run.activations(i);

@@ -5,7 +5,8 @@
 namespace obert {
 namespace {
 
-template <int V> OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
+template <int V>
+OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
   // Few vectors leave the multiplier waiting for itself: neighbours go to accumulators of their own.
   constexpr int kSets = V >= 8 ? 1 : V >= 4 ? 2 : 4;
   I32 more[kSets][V];

@@ -21,14 +21,16 @@ inline I32 dot4(I32 sum, I32 activations, I32 weights) {
   return vusdotq_s32(sum, vreinterpretq_u8_s32(activations), vreinterpretq_s8_s32(weights));
 }
 #else
-template <int V> OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
+template <int V>
+OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
   const int8x16_t minus_128 = vdupq_n_s8(-128);
   I32 surplus = set(0);
   for (int i = 0; i < run.count; ++i) {
     const int32_t* x = run.activations(i);
     const int8x16_t w = vreinterpretq_s8_s32(set(run.weights(i)));
     surplus = vdotq_s32(surplus, minus_128, w);
-    for (int v = 0; v < V; ++v) sum[v] = vdotq_s32(sum[v], veorq_s8(vreinterpretq_s8_s32(load(x + v * kLanes)), minus_128), w);
+    for (int v = 0; v < V; ++v)
+      sum[v] = vdotq_s32(sum[v], veorq_s8(vreinterpretq_s8_s32(load(x + v * kLanes)), minus_128), w);
   }
   for (int v = 0; v < V; ++v) sum[v] = vsubq_s32(sum[v], surplus);
 }

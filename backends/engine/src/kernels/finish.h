@@ -8,14 +8,21 @@
 namespace obert {
 namespace {
 
-template <Activation A, bool Rough> inline F32 activate(F32 x) {
+template <Activation A, bool Rough>
+inline F32 activate(F32 x) {
   switch (A) {
-    case Activation::kNone: return x;
-    case Activation::kRelu: return max(set(0.f), x);
-    case Activation::kGeluErf: return Rough ? gelu_erf_rough(x) : gelu_erf(x);
-    case Activation::kGeluTanh: return gelu_tanh(x);
-    case Activation::kSilu: return silu(x);
-    case Activation::kTanh: return tanh(x);
+    case Activation::kNone:
+      return x;
+    case Activation::kRelu:
+      return max(set(0.f), x);
+    case Activation::kGeluErf:
+      return Rough ? gelu_erf_rough(x) : gelu_erf(x);
+    case Activation::kGeluTanh:
+      return gelu_tanh(x);
+    case Activation::kSilu:
+      return silu(x);
+    case Activation::kTanh:
+      return tanh(x);
   }
   return x;
 }
@@ -26,7 +33,9 @@ struct Quantizer {
   F32 inverse_scale, high, low;
   I32 zero_point;
   Quantizer(float inverse, int zero)
-      : inverse_scale(set(inverse)), high(set(static_cast<float>(255 - zero))), low(set(static_cast<float>(-zero))),
+      : inverse_scale(set(inverse)),
+        high(set(static_cast<float>(255 - zero))),
+        low(set(static_cast<float>(-zero))),
         zero_point(set(static_cast<int32_t>(zero | zero << 16))) {}
   I32 operator()(F32 y) const {
     y = min(high, mul(y, inverse_scale));
@@ -53,7 +62,8 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
       bias[i] = set(e.bias ? e.bias[row] : 0.f);
     }
     const auto finish = [&](int i, int t) {
-      F32 y = activate<A, Rough>(fma(accumulated(acc + static_cast<size_t>(r - row_begin + i) * kPanel + t), scale[i], bias[i]));
+      F32 y = activate<A, Rough>(
+          fma(accumulated(acc + static_cast<size_t>(r - row_begin + i) * kPanel + t), scale[i], bias[i]));
       const size_t at = static_cast<size_t>(r + i) * kPanel + t;
       if (e.residual) y = add(y, load(e.residual + at));
       if (e.factor) y = mul(y, load(e.factor + at));
@@ -82,18 +92,24 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
   }
 }
 
-template <class T> void finish(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
+template <class T>
+void finish(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
   // An error of a fiftieth of a step is far below what rounding to whole steps does.
   const bool rough = !e.out && e.quantized && !e.factor && kGeluRoughError * e.inverse_scale < .02f;
   switch (e.activation) {
-    case Activation::kNone: return finish_rows<T, Activation::kNone, false>(e, acc, groups, row_begin, row_end);
-    case Activation::kRelu: return finish_rows<T, Activation::kRelu, false>(e, acc, groups, row_begin, row_end);
+    case Activation::kNone:
+      return finish_rows<T, Activation::kNone, false>(e, acc, groups, row_begin, row_end);
+    case Activation::kRelu:
+      return finish_rows<T, Activation::kRelu, false>(e, acc, groups, row_begin, row_end);
     case Activation::kGeluErf:
       if (rough) return finish_rows<T, Activation::kGeluErf, true>(e, acc, groups, row_begin, row_end);
       return finish_rows<T, Activation::kGeluErf, false>(e, acc, groups, row_begin, row_end);
-    case Activation::kGeluTanh: return finish_rows<T, Activation::kGeluTanh, false>(e, acc, groups, row_begin, row_end);
-    case Activation::kSilu: return finish_rows<T, Activation::kSilu, false>(e, acc, groups, row_begin, row_end);
-    case Activation::kTanh: return finish_rows<T, Activation::kTanh, false>(e, acc, groups, row_begin, row_end);
+    case Activation::kGeluTanh:
+      return finish_rows<T, Activation::kGeluTanh, false>(e, acc, groups, row_begin, row_end);
+    case Activation::kSilu:
+      return finish_rows<T, Activation::kSilu, false>(e, acc, groups, row_begin, row_end);
+    case Activation::kTanh:
+      return finish_rows<T, Activation::kTanh, false>(e, acc, groups, row_begin, row_end);
   }
 }
 

@@ -9,7 +9,8 @@
 namespace obert {
 namespace {
 
-template <int V, bool Residual> void layer_norm_vectors(const LayerNorm& n) {
+template <int V, bool Residual>
+void layer_norm_vectors(const LayerNorm& n) {
   // With a residual and a place for the output, the first pass leaves the sums there.
   const bool keep = Residual && n.out;
   const auto first_value = [&](int f, int v) {
@@ -17,7 +18,8 @@ template <int V, bool Residual> void layer_norm_vectors(const LayerNorm& n) {
     return Residual ? add(load(n.x + at), load(n.residual + at)) : load(n.x + at);
   };
   const auto value = [&](int f, int v) {
-    return keep ? load(n.out + static_cast<size_t>(f) * kPanel + static_cast<size_t>(v) * kLanes) : first_value(f, v);
+    return keep ? load(n.out + static_cast<size_t>(f) * kPanel + static_cast<size_t>(v) * kLanes)
+                : first_value(f, v);
   };
   const F32 share = set(1.f / static_cast<float>(n.features));
   F32 mean[V], inverse[V];
@@ -62,7 +64,8 @@ template <int V, bool Residual> void layer_norm_vectors(const LayerNorm& n) {
   }
 }
 
-template <int Groups> void layer_norm_groups(const LayerNorm& n) {
+template <int Groups>
+void layer_norm_groups(const LayerNorm& n) {
   constexpr int kVectors = Groups * kGroup / kLanes;
   if (n.residual) layer_norm_vectors<kVectors, true>(n);
   else layer_norm_vectors<kVectors, false>(n);
@@ -70,10 +73,14 @@ template <int Groups> void layer_norm_groups(const LayerNorm& n) {
 
 void layer_norm(const LayerNorm& n, int groups) {
   switch (groups) {
-    case 1: return layer_norm_groups<1>(n);
-    case 2: return layer_norm_groups<2>(n);
-    case 3: return layer_norm_groups<3>(n);
-    default: return layer_norm_groups<4>(n);
+    case 1:
+      return layer_norm_groups<1>(n);
+    case 2:
+      return layer_norm_groups<2>(n);
+    case 3:
+      return layer_norm_groups<3>(n);
+    default:
+      return layer_norm_groups<4>(n);
   }
 }
 

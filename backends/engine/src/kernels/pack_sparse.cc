@@ -6,7 +6,7 @@
 namespace obert {
 namespace {
 
-constexpr int kMost = 128;      // of positive values of a pair together, and of negative ones
+constexpr int kMost = 128;  // of positive values of a pair together, and of negative ones
 
 struct Block {
   uint16_t index;
@@ -20,7 +20,8 @@ struct Block {
 void take_pair(int16_t* rest, int8_t* taken, uint8_t* load) {
   int above = kMost, below = -kMost;
   for (int i = 0; i < 2; ++i) {
-    const int v = rest[i] > 0 ? std::min({static_cast<int>(rest[i]), above, 127}) : std::max(static_cast<int>(rest[i]), below);
+    const int v = rest[i] > 0 ? std::min({static_cast<int>(rest[i]), above, 127})
+                              : std::max(static_cast<int>(rest[i]), below);
     (v > 0 ? above : below) -= v;
     taken[i] = static_cast<int8_t>(v);
     rest[i] = static_cast<int16_t>(rest[i] - v);
@@ -138,7 +139,8 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
   s.rows = rows;
   const double share = density(weights, static_cast<size_t>(rows) * inputs);
   const bool sparse = share < kSparseDensity;
-  const size_t expected = static_cast<size_t>(rows) * blocks / 16 * static_cast<size_t>(1 + std::min(15., share * 20));
+  const size_t expected =
+      static_cast<size_t>(rows) * blocks / 16 * static_cast<size_t>(1 + std::min(15., share * 20));
   s.index.reserve(expected);
   s.value.reserve(expected * kBlock);
   s.chunk_blocks = chunk_size(blocks, sparse ? packing.sparse_chunk : packing.dense_chunk);
@@ -152,7 +154,8 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
     for (int r = 0; r < rows; ++r) {
       const int16_t* row = weights + static_cast<size_t>(r) * inputs;
       kept.clear();
-      for (int b = begin; b < end; ++b) split_block(row + b * kBlock, std::min(kBlock, inputs - b * kBlock), b - begin, kept);
+      for (int b = begin; b < end; ++b)
+        split_block(row + b * kBlock, std::min(kBlock, inputs - b * kBlock), b - begin, kept);
       s.start.push_back(static_cast<uint32_t>(s.index.size()));
       s.pairs.push_back(static_cast<uint16_t>(packing.couples ? matchmaker.form_couples(kept) : 0));
       const size_t at = s.index.size();

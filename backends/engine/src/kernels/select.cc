@@ -53,8 +53,9 @@ uint32_t detect_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) bits |= kIsaAvx2;
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512vnni"))
     bits |= kIsaAvx512Vnni;
 #ifdef OBERT_HAVE_AVXVNNI
   if (__builtin_cpu_supports("avxvnni")) bits |= kIsaAvxVnni;
@@ -65,7 +66,7 @@ uint32_t detect_isa() {
   if (getauxval(AT_HWCAP2) & HWCAP2_I8MM) bits |= kIsaNeonI8mm;
 #endif
 #elif defined(__aarch64__) && defined(__APPLE__)
-  bits |= kIsaNeonDot;       // every Apple silicon
+  bits |= kIsaNeonDot;  // every Apple silicon
 #endif
   return bits;
 }

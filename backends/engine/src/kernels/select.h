@@ -9,9 +9,9 @@
 namespace obert {
 
 enum IsaBits : uint32_t {
-  kIsaAvx2 = 1,            // with FMA
-  kIsaAvx512Vnni = 2,      // F, BW, DQ, VL, VNNI
-  kIsaAvxVnni = 4,         // with AVX2 and FMA
+  kIsaAvx2 = 1,        // with FMA
+  kIsaAvx512Vnni = 2,  // F, BW, DQ, VL, VNNI
+  kIsaAvxVnni = 4,     // with AVX2 and FMA
   kIsaNeonDot = 8,
   kIsaNeonI8mm = 16,
 };

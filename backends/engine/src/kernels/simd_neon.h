@@ -55,14 +55,17 @@ inline I32 add(I32 a, I32 b) { return vaddq_s32(a, b); }
 inline I32 max(I32 a, I32 b) { return vmaxq_s32(a, b); }
 inline I32 bit_or(I32 a, I32 b) { return vorrq_s32(a, b); }
 inline I32 bit_and(I32 a, I32 b) { return vandq_s32(a, b); }
-template <int N> inline I32 shift_left(I32 a) { return vshlq_n_s32(a, N); }
+template <int N>
+inline I32 shift_left(I32 a) {
+  return vshlq_n_s32(a, N);
+}
 
 inline F32 to_float(I32 a) { return vcvtq_f32_s32(a); }
 inline I32 round(F32 a) { return vcvtnq_s32_f32(a); }
 inline F32 as_float(I32 a) { return vreinterpretq_f32_s32(a); }
 inline I32 as_int(F32 a) { return vreinterpretq_s32_f32(a); }
 
-constexpr bool kNanRoundsLow = false;      // it rounds to 0
+constexpr bool kNanRoundsLow = false;  // it rounds to 0
 
 inline I32 pack_bytes(I32 q0, I32 q1, I32 q2, I32 q3, I32 zero_point) {
   static const uint8_t kOrder[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};

@@ -22,9 +22,10 @@ def float_model(folder: Path) -> Path:
 
 
 def compiled_model(folder: Path, layers: int, sparsity: int) -> Path:
-    """``layers`` layers in INT8 with ``sparsity`` percent of zero 4-blocks, packed."""
-    passes = ["quant", "pack"]
+    """``layers`` layers in INT8 with ``sparsity`` percent of zero 4-blocks, packed; 0: dense."""
+    passes = ["quant"]
     if sparsity:
+        passes.append("pack")
         passes.insert(0, f"prune:method=magnitude:sparsity={sparsity / 100}:block=4")
     if layers != _LAYERS:
         passes.insert(0, f"drop-layers:keep={layers}")
@@ -34,6 +35,8 @@ def compiled_model(folder: Path, layers: int, sparsity: int) -> Path:
 def unpacked_model(folder: Path, layers: int, sparsity: int) -> Path:
     """The same with its INT8 weights stored whole, for OpenVINO, which unpacks at every call."""
     packed = compiled_model(folder, layers, sparsity)
+    if not sparsity:
+        return packed
     target = packed.with_name("unpacked.onnx")
     if not target.exists():
         sys.path.append(str(Path(__file__).parents[1]))

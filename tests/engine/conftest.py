@@ -99,7 +99,7 @@ def both() -> Callable[..., Pair]:
     return opened
 
 
-LARGEST, USUAL = 0.05, 0.01
+LARGEST, USUAL = 0.05, 0.02
 
 Difference = Callable[[np.ndarray, np.ndarray], tuple[float, float]]
 

@@ -158,6 +158,9 @@ def test_quantised_by_onnx_runtime(
     defaults = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
     options = defaults | SCHEMES[scheme]
     quantize_static(exported(exporter), model, Calibration(), QuantFormat.QDQ, **options)
+    initializers = {tensor.name: tensor for tensor in onnx.load(model).graph.initializer}
+    scale = initializers.get("logits_scale")
+    step = 0.0 if scale is None else float(onnx.numpy_helper.to_array(scale))
     ours, theirs = both(model)
     claims = engine_use(ours).claims
     assert claims is not None
@@ -167,7 +170,10 @@ def test_quantised_by_onnx_runtime(
         shapes += [(1, 1), (3, 33), (2, 65), (9, 7)]
     for batch, length in shapes:
         feed = feed_of(batch, length, seed=1)
-        assert_close(ours.run(None, feed), theirs.run(None, feed))
+        (found,), (expected,) = ours.run(None, feed), theirs.run(None, feed)
+        # A quantised output moves by whole steps.
+        if np.abs(found - expected).max() > 1.01 * step:
+            assert_close([found], [expected])
 
 
 def test_dense_float_is_left_alone_and_named(exported: Callable[[str], Path]) -> None:

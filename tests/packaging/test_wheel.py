@@ -6,8 +6,11 @@ Needs a package index; `make wheel-test` runs it.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -37,6 +40,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+HAS_COMPILER = any(
+    name and shutil.which(name) for name in (os.environ.get("CXX"), "c++", "g++", "clang++")
+)
+LIBRARY = "obert_compiler/runtime/libobert_engine.so"
+SOURCES = "backends/engine/"
+"""C++ that the library is made of: in the sdist, not in the wheel."""
+
+
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the wheel and the lean core alone."""
@@ -53,11 +64,75 @@ def test_wheel_holds_every_source_file(wheel: Path) -> None:
     ).splitlines()
     expected = {name for name in listed if name.startswith("obert_compiler/")}
     expected |= {
-        f"obert_compiler/{name}" for name in listed if name.startswith(("passes/", "backends/"))
+        f"obert_compiler/{name}"
+        for name in listed
+        if name.startswith(("passes/", "backends/")) and not name.startswith(SOURCES)
     }
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert found == expected
+    assert found == expected | ({LIBRARY} if HAS_COMPILER else set())
+
+
+def test_sdist_holds_the_engine_in_source(wheel: Path) -> None:
+    listed = _run("git", "ls-files", SOURCES, cwd=ROOT).splitlines()
+    (sdist,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        found = {name.partition("/")[2] for name in archive.getnames()}
+    assert set(listed) <= found
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler on this machine")
+def test_wheel_is_one_for_every_python_and_lean(wheel: Path) -> None:
+    assert wheel.name.startswith("obert_compiler-")
+    assert "-py3-none-linux_" in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.getinfo(LIBRARY).file_size < 2_000_000
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler on this machine")
+def test_engine_in_the_empty_environment(environment: Path, tmp_path: Path) -> None:
+    obertc = environment / "bin" / "obertc"
+    path = Path(_run(obertc, "engine", "--path", cwd=tmp_path).strip())
+    assert path.is_relative_to(environment)
+    found = json.loads(_run(obertc, "engine", "--json", cwd=tmp_path))
+    assert found["path"] == str(path)
+    assert found["version"] == wheel_version(environment, tmp_path)
+    assert found["isa"]
+
+
+def wheel_version(environment: Path, tmp_path: Path) -> str:
+    """What ``obertc --version`` prints there."""
+    return _run(environment / "bin" / "obertc", "--version", cwd=tmp_path).strip()
+
+
+def test_without_a_compiler_it_installs_without_the_engine(
+    environment: Path, tmp_path: Path
+) -> None:
+    """A pure wheel, a line that says so, and a reason where the engine is asked for."""
+    no_compiler = os.environ | {"CXX": "/bin/false", "OBERT_REQUIRE_ENGINE": "0"}
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)],
+        capture_output=True,
+        text=True,
+        env=no_compiler | {"SKBUILD_BUILD_DIR": str(tmp_path / "build")},
+        check=False,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "is installed WITHOUT its engine" in built.stdout + built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    done = subprocess.run(
+        [str(environment / "bin" / "python"), "-m", "obert_compiler", "engine"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "this installation has no libobert_engine.so" in done.stderr
 
 
 def test_core_needs_no_torch(environment: Path, tmp_path: Path) -> None:

@@ -1,0 +1,231 @@
+"""Our engine against ONNX Runtime and OpenVINO: the table of README.md and docs/engine.md.
+
+    python benchmarks/engine/compare.py                      # measure all rows, write the tables
+    python benchmarks/engine/compare.py --rows 12-80 3-80    # these rows only, no table
+    python benchmarks/engine/compare.py --tables             # only write the tables
+
+BERT-base shapes, random weights, 2 threads. Each row is a process that opens every engine and calls
+them in turn, so that all see the same machine; ratios are against ONNX Runtime in float32 with all
+12 layers in the same process, minimum against minimum. Making the models takes half an hour the
+first time (``--models``, kept); measuring takes a minute for each row. What was measured is kept in
+``--results`` by processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models import compiled_model, float_model, unpacked_model
+
+from obert_compiler.runtime import cpu_name
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "engine.md")
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        layers: encoder layers of the model; the float32 one always has 12.
+        sparsity: percent of zero 4-blocks; 0 for a dense INT8 model.
+        batch: sequences in a call.
+        tokens: tokens in a sequence.
+        isa: the instruction set that our engine is held to; empty for its own choice, and then
+            the other engines are measured too.
+    """
+
+    layers: int
+    sparsity: int
+    batch: int = 1
+    tokens: int = 128
+    isa: str = ""
+
+    @property
+    def name(self) -> str:
+        """What ``--rows`` calls it."""
+        shape = "" if (self.batch, self.tokens) == (1, 128) else f"-{self.batch}x{self.tokens}"
+        return f"{self.layers}-{self.sparsity}{shape}" + (f"-{self.isa}" if self.isa else "")
+
+    @property
+    def words(self) -> str:
+        """The first cell."""
+        zeros = f"{self.sparsity}% zeros" if self.sparsity else "dense"
+        isa = f", `OBERT_FORCE_ISA={self.isa}`" if self.isa else ""
+        return f"{self.layers} layers, {zeros}, {self.batch} x {self.tokens}{isa}"
+
+
+ROWS = (
+    Row(12, 80),
+    Row(12, 90),
+    Row(6, 80),
+    Row(3, 80),
+    Row(3, 90),
+    Row(12, 0),
+    Row(12, 80, 32),
+    Row(12, 90, 1, 384),
+    Row(12, 80, isa="avx2"),
+    Row(12, 90, isa="avx2"),
+    Row(12, 80, isa="avx512vnni"),
+    Row(12, 90, isa="avx512vnni"),
+)
+ENGINES = {
+    "ours": "this engine",
+    "ort-int8": "ONNX Runtime INT8",
+    "openvino-bf16": "OpenVINO bfloat16 (dense)",
+    "openvino-float": "OpenVINO float32 (dense)",
+    "openvino-int8": "OpenVINO INT8",
+}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", type=Path, default=ROOT / "build" / "benchmark-models")
+    parser.add_argument("--results", type=Path, default=ROOT / "build" / "benchmark-results")
+    parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], metavar="ROW")
+    parser.add_argument("--seconds", type=float, default=40.0, help="for each row")
+    parser.add_argument("--tables", action="store_true", help="only write the tables")
+    options = parser.parse_args()
+    options.models.mkdir(parents=True, exist_ok=True)
+    options.results.mkdir(parents=True, exist_ok=True)
+    if not options.tables:
+        for row in ROWS:
+            if options.rows is None or row.name in options.rows:
+                found = measure(row, options.models, options.seconds)
+                if found is not None:
+                    keep(found, row, options.results)
+                    show(found, row)
+    if options.tables or options.rows is None:
+        write_tables(options.results)
+
+
+def engines(row: Row, models: Path) -> dict[str, dict[str, str]]:
+    """What to open for ``row``, by name."""
+    packed = str(compiled_model(models, row.layers, row.sparsity))
+    dense = str(float_model(models))
+    chosen = {
+        "float": {"engine": "cpu", "model": dense},
+        "ours": {"engine": "obert", "model": packed},
+    }
+    if not row.isa:
+        unpacked = str(unpacked_model(models, row.layers, row.sparsity))
+        chosen["ort-int8"] = {"engine": "cpu", "model": packed}
+        openvino = {"engine": "openvino", "model": dense}
+        chosen["openvino-bf16"] = openvino | {"precision": "bf16"}
+        chosen["openvino-float"] = openvino | {"precision": "f32"}
+        chosen["openvino-int8"] = openvino | {"precision": "f32", "model": unpacked}
+    return chosen
+
+
+def measure(row: Row, models: Path, seconds: float) -> dict[str, Any] | None:
+    """Time one row in a process of its own; None where the processor lacks its instruction set."""
+    request = {
+        "engines": engines(row, models),
+        "batch": row.batch,
+        "tokens": row.tokens,
+        "threads": THREADS,
+        "seconds": seconds,
+        "warm_up": 1 if row.batch > 1 else 3,
+        "least": 3,
+    }
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("measure.py")), json.dumps(request)],
+        env=os.environ | ({"OBERT_FORCE_ISA": row.isa} if row.isa else {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "OBERT_FORCE_ISA: expected" in done.stderr:
+        print(f"{row.name}: this processor has no {row.isa}")
+        return None
+    if done.returncode:
+        raise SystemExit(f"{row.name}: {done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def processor() -> str:
+    """Its name, family and model, and what matters here of what it can do."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    numbers = re.findall(r"^(?:cpu family|model)\s*: (\d+)", info, re.MULTILINE)[:2]
+    flags = set(re.findall(r"^flags\s*: (.*)", info, re.MULTILINE)[0].split())
+    names = {"avx2": "AVX2", "avx512_vnni": "AVX-512 VNNI", "amx_int8": "AMX"}
+    can = [name for flag, name in names.items() if flag in flags]
+    return f"{cpu_name()} (family {numbers[0]}, model {numbers[1]}: {', '.join(can)})"
+
+
+def keep(found: dict[str, Any], row: Row, folder: Path) -> None:
+    """Remember a row, in the file of this processor."""
+    file = folder / (re.sub(r"\W+", "-", processor()).strip("-").lower() + ".json")
+    known = json.loads(file.read_text()) if file.exists() else {"cpu": processor(), "rows": {}}
+    times = found["times"]
+    known["rows"][row.name] = {
+        name: {"min": min(ms), "median": statistics.median(ms), "runs": len(ms)}
+        for name, ms in times.items()
+    } | {"isa": found["claims"]["ours"]["isa"]}
+    file.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def show(found: dict[str, Any], row: Row) -> None:
+    """Print one row."""
+    least = {name: min(ms) for name, ms in found["times"].items()}
+    print(f"{row.words} (kernels {found['claims']['ours']['isa']})")
+    for name, ms in found["times"].items():
+        ratio = least["float"] / least[name]
+        median = statistics.median(ms)
+        print(
+            f"    {name:15} min {least[name]:8.2f}  median {median:8.2f}  {ratio:6.2f}x  {len(ms)}"
+        )
+    sys.stdout.flush()
+
+
+def table(known: dict[str, Any]) -> str:
+    """The rows of one processor, in Markdown."""
+    heads = ["", "ONNX Runtime float32, 12 layers", *ENGINES.values()]
+    lines = [f"On {known['cpu']}, {THREADS} threads:", "", f"| {' | '.join(heads)} |"]
+    lines.append("|---" * len(heads) + "|")
+    for row in ROWS:
+        figures = known["rows"].get(row.name)
+        if figures is None:
+            continue
+        least = {name: f["min"] for name, f in figures.items() if name != "isa"}
+        cells = [row.words, _milliseconds(least["float"])]
+        for name in ENGINES:
+            cell = ""
+            if name in least:
+                cell = f"{_milliseconds(least[name])}, {least['float'] / least[name]:.1f}x"
+            cells.append(f"**{cell}**" if name == "ours" else cell)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def write_tables(folder: Path) -> None:
+    """Put the tables of every processor between the marks of the pages."""
+    tables = [table(json.loads(file.read_text())) for file in sorted(folder.glob("*.json"))]
+    text = "\n\n".join(tables)
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        marks = r"(<!-- engine table -->\n).*?(\n<!-- end -->)"
+        after = re.sub(marks, lambda m: m[1] + text + m[2], before, flags=re.DOTALL)
+        page.write_text(after, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The models that compare.py times: BERT-base shapes with random weights, each made once.
+
+Speed does not depend on what a model has learned, only on its shapes and on where its zeros are.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+_LAYERS = 12
+_EXAMPLES, _TOKENS = 16, 128
+
+
+def float_model(folder: Path) -> Path:
+    """The float32 classifier of 12 layers, as ONNX."""
+    return _compiled(folder, "float", [])
+
+
+def compiled_model(folder: Path, layers: int, sparsity: int) -> Path:
+    """``layers`` layers in INT8 with ``sparsity`` percent of zero 4-blocks, packed; 0: dense."""
+    passes = ["quant"]
+    if sparsity:
+        passes.append("pack")
+        passes.insert(0, f"prune:method=magnitude:sparsity={sparsity / 100}:block=4")
+    if layers != _LAYERS:
+        passes.insert(0, f"drop-layers:keep={layers}")
+    return _compiled(folder, f"{layers}-{sparsity}", passes)
+
+
+def unpacked_model(folder: Path, layers: int, sparsity: int) -> Path:
+    """The same with its INT8 weights stored whole, for OpenVINO, which unpacks at every call."""
+    packed = compiled_model(folder, layers, sparsity)
+    if not sparsity:
+        return packed
+    target = packed.with_name("unpacked.onnx")
+    if not target.exists():
+        sys.path.append(str(Path(__file__).parents[1]))
+        from packed_load import unpacked_copy
+
+        unfinished = target.with_suffix(".new")
+        unpacked_copy(packed, unfinished)
+        unfinished.rename(target)
+    return target
+
+
+def _compiled(folder: Path, name: str, passes: list[str]) -> Path:
+    out = folder / name
+    if not (out / "model.onnx").exists():
+        print(f"making {name}: {','.join(passes) or 'no passes'}", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "obert_compiler", "compile", str(_checkpoint(folder))]
+        command += ["-o", str(out), "--passes", ",".join(passes) or "none", "--overwrite"]
+        command += ["--data", str(_data(folder)), "--no-latency"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return out / "model.onnx"
+
+
+def _checkpoint(folder: Path) -> Path:
+    checkpoint = folder / "checkpoint"
+    if not checkpoint.exists():
+        import torch
+        from transformers import BertConfig, BertForSequenceClassification
+
+        torch.manual_seed(0)
+        unfinished = folder / "checkpoint.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        BertForSequenceClassification(BertConfig()).save_pretrained(unfinished)
+        unfinished.rename(checkpoint)
+    return checkpoint
+
+
+def _data(folder: Path) -> Path:
+    data = folder / "data.npz"
+    if not data.exists():
+        ids = np.random.default_rng(0).integers(1000, 30000, (_EXAMPLES, _TOKENS))
+        mask = np.ones_like(ids)
+        np.savez(data, input_ids=ids, attention_mask=mask, token_type_ids=np.zeros_like(ids))
+    return data

@@ -1,16 +1,19 @@
 """The pass ``prune``: removes the weights that cost least, and repairs the others.
 
-oBERT (arXiv 2203.07259): saliency of groups from the block-diagonal Fisher, one ranking over all
-matrices, then the update of the remaining weights; here as the joint optimum for all groups removed
-from a Fisher block, where the published update is a sum over groups. Three steps follow each other
-and know nothing of one another: saliency, choice, repair.
+Saliency of groups from the block-diagonal Fisher and one ranking over all matrices, as in oBERT
+(arXiv 2203.07259); then the remaining weights are moved. oBERT moves them inside a Fisher block, by
+a sum over groups, where ``repair=fisher`` has the joint optimum for all groups of the block.
+``repair=rows`` moves whole rows instead, to the least squares on what the pruned layers before them
+give (`obert_compiler.passes.layerwise_repair`). High sparsities are reached in steps, each with the
+Fisher of the repaired model. Saliency, choice and repair know nothing of one another.
+docs/pruning.md has the measurements behind the defaults.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -21,7 +24,15 @@ from obert_compiler.graph.graph import Graph, Stage
 from obert_compiler.graph.linear import find_linear_sites
 from obert_compiler.passes.fisher import Fisher
 from obert_compiler.passes.fisher_matrix import FisherMatrix
-from obert_compiler.passes.prune_options import check_sparsity, read_nm, read_override
+from obert_compiler.passes.layerwise_repair import LayerwiseRepair
+from obert_compiler.passes.prune_options import (
+    check_at_least,
+    check_one_of,
+    check_positive,
+    check_sparsity,
+    read_nm,
+    read_override,
+)
 from obert_compiler.passes.saliency import group_is_pruned, magnitude_saliency
 from obert_compiler.passes.site_selection import matching, select_sites
 from obert_compiler.passes.sparsity_allocation import (
@@ -33,12 +44,17 @@ from obert_compiler.passes.sparsity_allocation import (
 from obert_compiler.pipeline.contract import Context, Pass, PassResult, Skip
 
 if TYPE_CHECKING:
+    from obert_compiler.data.batches import Batches
     from obert_compiler.graph.linear import LinearSite
 
 __all__ = ["Prune"]
 
 _DEFAULT_SPARSITY = 0.5
 _FISHER_BLOCK = 32
+_LEAST_DENSITY = 1 / 32
+"""Below it no more steps are taken: removing everything must end."""
+_GB = 10**9
+_SEVERAL = "its weight is used several times, and row repair knows one input"
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -52,8 +68,13 @@ class Prune(Pass):
         sparsity: share of groups to remove over all sites that are pruned, 0 to 1; reached exactly,
             as the largest whole number of groups. 0.5 when neither it nor ``nm`` is given.
         block: weights per group, consecutive inputs of one output; 1 is unstructured.
-        method: ``fisher`` (saliency and repair from second-order information) or ``magnitude``
-            (smallest norms, no repair).
+        method: how groups are ranked: ``fisher`` (second-order information) or ``magnitude``.
+        repair: how the remaining weights make up for the removed ones: ``rows`` (least squares over
+            whole rows, layer by layer, needs data), ``fisher`` (inside Fisher blocks), ``none``;
+            ``auto`` takes ``rows`` for the method ``fisher`` and ``none`` for ``magnitude``.
+        steps: how often a choice is made on the way to ``sparsity``, each from the Fisher of the
+            model as repaired so far; every step removes the same share of what is left. 0 takes as
+            many as keep that share at one half or less: 1 up to 50%, 2 up to 75%, 3 up to 87.5%.
         nm: ``NofM`` keeps at most N weights of every M consecutive inputs, as in ``2of4``.
         scope: one ranking over all sites (``global``) or the same sparsity in each (``uniform``).
         override: ``PATTERN@SPARSITY`` for the sites that match, which leave the global ranking; the
@@ -64,8 +85,13 @@ class Prune(Pass):
             diagonal over all sites. One number for all of them keeps their saliencies comparable
             where gradients are too small to tell weights apart.
         absolute_damping: the same as a number, in place of ``damping``; the paper has 1e-7.
-        repair: move the remaining weights to make up for the removed ones (method ``fisher``).
-        samples: examples for the ``fisher`` pass that is inserted when none was asked for.
+        samples: examples for the ``fisher`` pass that is inserted when none was asked for, and for
+            every later step.
+        repair_samples: examples for ``repair=rows``.
+        repair_damping: ridge of ``repair=rows`` towards the dense weights, as a share of the mean
+            diagonal of ``X^T X`` of each site.
+        memory: bound in GB (10^9 bytes) on the activations that ``repair=rows`` keeps between
+            layers; the rest goes to temporary files. The moments of a site come on top.
     """
 
     name: ClassVar[str] = "prune"
@@ -83,21 +109,23 @@ class Prune(Pass):
     exclude: tuple[str, ...] = ()
     damping: float = 2e-2
     absolute_damping: float | None = None
-    repair: bool = True
+    repair: Literal["auto", "rows", "fisher", "none"] = "auto"
+    steps: int = 0
     samples: int = 1024
+    repair_samples: int = 1024
+    repair_damping: float = 1e-3
+    memory: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.method not in {"fisher", "magnitude"}:
-            raise UsageError(f"prune: expected method fisher or magnitude, found '{self.method}'")
-        if self.scope not in {"global", "uniform"}:
-            raise UsageError(f"prune: expected scope global or uniform, found '{self.scope}'")
-        if self.block < 1:
-            raise UsageError(f"prune: expected a block of at least 1, found {self.block}")
-        if self.samples < 1:
-            raise UsageError(f"prune: expected samples of at least 1, found {self.samples}")
-        for name, value in (("damping", self.damping), ("absolute_damping", self.absolute_damping)):
-            if value is not None and not (0 < value < math.inf):
-                raise UsageError(f"prune: expected {name} above 0, found {value}")
+        check_one_of("method", self.method, "fisher", "magnitude")
+        check_one_of("repair", self.repair, "auto", "rows", "fisher", "none")
+        check_one_of("scope", self.scope, "global", "uniform")
+        if self.repair == "fisher" and self.method != "fisher":
+            raise UsageError("prune: expected method=fisher for repair=fisher, found magnitude")
+        for name, least in (("block", 1), ("samples", 1), ("repair_samples", 1), ("steps", 0)):
+            check_at_least(name, getattr(self, name), least)
+        for name in ("damping", "absolute_damping", "repair_damping", "memory"):
+            check_positive(name, getattr(self, name))
         if self.sparsity is not None:
             check_sparsity("sparsity", self.sparsity)
         for item in self.override:
@@ -106,6 +134,8 @@ class Prune(Pass):
             self._check_nm(*read_nm(self.nm))
 
     def _check_nm(self, n: int, m: int) -> None:
+        if self.steps > 1:
+            raise UsageError(f"prune: expected one step with nm, found steps={self.steps}")
         if self.override or self.scope != "global":
             raise UsageError("prune: expected nm alone, found it with override or scope; drop one")
         if self.block not in {type(self).block, 1}:
@@ -125,6 +155,36 @@ class Prune(Pass):
     def span(self) -> int:
         """Consecutive inputs that must divide a row: a group, or the M of N:M."""
         return self.block if self.nm is None else read_nm(self.nm)[1]
+
+    @property
+    def target(self) -> float:
+        """Share of groups to remove; of N:M what it comes to."""
+        if self.nm is not None:
+            n, m = read_nm(self.nm)
+            return 1 - n / m
+        return _DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
+
+    @property
+    def repaired_by(self) -> Literal["rows", "fisher", "none"]:
+        """`repair`, with ``auto`` resolved."""
+        if self.repair == "auto":
+            return "rows" if self.method == "fisher" else "none"
+        return self.repair
+
+    @property
+    def choices(self) -> int:
+        """`steps`, with 0 resolved."""
+        if self.steps:
+            return self.steps
+        if self.nm is not None or self.method != "fisher" or self.repaired_by != "rows":
+            return 1
+        highest = max([self.target, *(read_override(item)[1] for item in self.override)])
+        return max(1, math.ceil(-math.log2(max(1 - highest, _LEAST_DENSITY)) - 1e-9))
+
+    @property
+    def needs_data(self) -> bool:
+        """For the least squares of ``repair=rows``, and for the Fisher of later steps."""
+        return self.repaired_by == "rows" or (self.method == "fisher" and self.choices > 1)
 
     def prerequisites(self, done: Sequence[Pass]) -> tuple[Pass, ...]:
         """A ``fisher`` of the weights as they are now.
@@ -177,20 +237,31 @@ class Prune(Pass):
             GraphError: there are no statistics for a site.
         """
         sites, skips = select_sites(graph, self.include, self.exclude)
-        track = context.progress.track
-        saliencies = [self._saliency(s, context) for s in track(sites, "saliency", len(sites))]
-        before = [int(np.isneginf(s).sum()) for s in saliencies]
-        masks = self._choose([site.name for site in sites], saliencies)
-        del saliencies
-        report: dict[str, dict[str, Any]] = {}
+        names = [site.name for site in sites]
         notes = list(skips)
-        for site, mask, pruned in zip(
-            track(sites, "repair", len(sites)), masks, before, strict=True
-        ):
+        before: list[int] = []
+        dense = graph.copy()
+        for step in range(self.choices):
+            if step:
+                context = self._estimated_again(graph, context, step)
+            saliencies = [
+                self._saliency(s, context)
+                for s in context.progress.track(sites, "saliency", len(sites))
+            ]
+            if not before:
+                before = [int(np.isneginf(s).sum()) for s in saliencies]
+            masks = self._choose(names, saliencies, (step + 1) / self.choices)
+            del saliencies
+            repaired, left = self._repair(
+                graph, dense, dict(zip(names, masks, strict=True)), context
+            )
+            notes += left if step == 0 else []
+        report: dict[str, dict[str, Any]] = {}
+        for site, mask, pruned in zip(sites, masks, before, strict=True):
             if int(mask.sum()) < pruned:
                 share = pruned / mask.size
                 notes.append(Skip(site.name, f"already at sparsity {share:.4f}, above its target"))
-            report[site.name] = self._remove(site, mask, context)
+            report[site.name] = {**_figures(site.weight(), mask, self.group), **repaired[site.name]}
         groups = sum(mask.size for mask in masks)
         removed = sum(figures["groups_removed"] for figures in report.values())
         totals = {
@@ -199,6 +270,8 @@ class Prune(Pass):
             "groups_removed": removed,
             "group": self.group,
             "method": self.method,
+            "repair": self.repaired_by,
+            "steps": self.choices,
             "predicted_loss_increase": _total(report, "predicted_loss_increase"),
             "sites": report,
         }
@@ -261,16 +334,18 @@ class Prune(Pass):
         rho[group_is_pruned(W, self.group)] = -np.inf
         return rho
 
-    def _choose(self, names: list[str], saliencies: list[FloatArray]) -> list[BoolArray]:
-        """Groups to remove of each site."""
+    def _choose(
+        self, names: list[str], saliencies: list[FloatArray], way: float
+    ) -> list[BoolArray]:
+        """Groups to remove of each site, the share ``way`` of the way to the target."""
         if self.nm is not None:
             return [choose_n_of_m(s, *read_nm(self.nm)) for s in saliencies]
-        target = _DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
+        target = _on_the_way(self.target, way)
         own: dict[int, float] = {}
         for item in self.override:
             pattern, sparsity = read_override(item)
             for name in matching(pattern, names, "override"):
-                own[names.index(name)] = sparsity
+                own[names.index(name)] = _on_the_way(sparsity, way)
         masks = {i: choose_uniform([saliencies[i]], sparsity)[0] for i, sparsity in own.items()}
         shared = [i for i in range(len(names)) if i not in own]
         chosen: list[BoolArray] = []
@@ -283,30 +358,81 @@ class Prune(Pass):
         masks.update(zip(shared, chosen, strict=True))
         return [masks[i] for i in range(len(names))]
 
-    def _remove(self, site: LinearSite, mask: BoolArray, context: Context) -> dict[str, Any]:
-        """Remove the groups of ``mask`` and repair; figures for the report."""
-        W = site.weight()
-        removed = np.repeat(mask, self.group, axis=1)
-        figures: dict[str, Any] = {}
-        if self.method == "fisher":
-            fisher = self._fisher_of(site, context)
-            pruned, increase = (fisher.repair if self.repair else fisher.remove)(W, removed)
-            figures = {"predicted_loss_increase": increase, "damping": fisher.damping}
-        else:
-            pruned = np.where(removed, np.float32(0), W)
-        if not np.array_equal(pruned, W):
-            site.set_weight(pruned)
-        zero_groups = group_is_pruned(pruned, self.group)
-        return {
-            "sparsity": 1 - np.count_nonzero(pruned) / pruned.size,
-            "groups": mask.size,
-            "groups_removed": int(zero_groups.sum()),
-            **figures,
-        }
+    def _repair(
+        self, graph: Graph, dense: Graph, masks: dict[str, BoolArray], context: Context
+    ) -> tuple[dict[str, dict[str, Any]], list[Skip]]:
+        """Remove the groups of ``masks`` and repair; figures for the report, and what was not."""
+        by_rows: dict[str, BoolArray] = {}
+        figures: dict[str, dict[str, Any]] = {}
+        skips: list[Skip] = []
+        sites = [site for site in find_linear_sites(graph) if site.name in masks]
+        for site in context.progress.track(sites, "repair", len(sites)):
+            W = site.weight()
+            removed = np.repeat(masks[site.name], self.group, axis=1)
+            figures[site.name] = {}
+            if self.repaired_by == "rows" and len(site.nodes) == 1:
+                by_rows[site.name] = ~removed & (W != 0)
+                pruned = np.where(removed, np.float32(0), W)
+            elif self.repaired_by == "rows" and self.method != "fisher":
+                skips.append(Skip(site.name, f"{_SEVERAL}: pruned without repair"))
+                pruned = np.where(removed, np.float32(0), W)
+            elif self.method == "fisher":
+                if self.repaired_by == "rows":
+                    skips.append(Skip(site.name, f"{_SEVERAL}: repaired inside its Fisher blocks"))
+                fisher = self._fisher_of(site, context)
+                remove = fisher.remove if self.repaired_by == "none" else fisher.repair
+                pruned, increase = remove(W, removed)
+                figures[site.name] = {
+                    "predicted_loss_increase": increase,
+                    "damping": fisher.damping,
+                }
+            else:
+                pruned = np.where(removed, np.float32(0), W)
+            if not np.array_equal(pruned, W):
+                site.set_weight(pruned)
+        if by_rows:
+            data = self._data(context)
+            walk = LayerwiseRepair(dense, data, self.repair_damping, int(self.memory * _GB))
+            walk.repair(graph, by_rows, context.progress)
+            for name in by_rows:
+                figures[name] = {"repair_operations": walk.operations[name]}
+        return figures, skips
+
+    def _data(self, context: Context) -> Batches:
+        if context.data is None:
+            raise UsageError("prune: expected data for repair=rows, found none; give --data FILE")
+        return context.data.take(self.repair_samples, context.seed)
+
+    def _estimated_again(self, graph: Graph, context: Context, step: int) -> Context:
+        """A context with the Fisher of ``graph`` as it is now; the first one stays on disk."""
+        if self.method != "fisher":
+            return context
+        context.progress.say(f"prune: step {step + 1} of {self.choices}")
+        first = context.statistics.get("fisher")
+        block = _fisher_block(self.span) if first is None else first.block
+        fisher = context.statistics.get("fisher_pass") or Fisher(
+            self.samples, block, include=self.include, exclude=self.exclude
+        )
+        again = replace(context, work=None, statistics={})
+        fisher.run(graph, again)
+        return again
 
 
 def _fisher_block(span: int) -> int:
     return span * max(1, _FISHER_BLOCK // span)
+
+
+def _on_the_way(target: float, way: float) -> float:
+    """Sparsity after the share ``way`` of steps that each remove the same share of what is left."""
+    return target if way == 1 else 1 - (1 - target) ** way
+
+
+def _figures(W: FloatArray, mask: BoolArray, group: int) -> dict[str, Any]:
+    return {
+        "sparsity": 1 - np.count_nonzero(W) / W.size,
+        "groups": mask.size,
+        "groups_removed": int(group_is_pruned(W, group).sum()),
+    }
 
 
 def _total(report: dict[str, dict[str, Any]], key: str) -> float | None:

@@ -1,12 +1,51 @@
-"""Options of ``prune`` that are texts of their own: ``2of4`` and ``intermediate@0.8``."""
+"""Options of ``prune``: their ranges, and those that are texts: ``2of4``, ``intermediate@0.8``."""
 
 from __future__ import annotations
 
+import math
 import re
 
 from obert_compiler.errors import UsageError
 
-__all__ = ["check_sparsity", "read_nm", "read_override"]
+__all__ = [
+    "check_at_least",
+    "check_one_of",
+    "check_positive",
+    "check_sparsity",
+    "read_nm",
+    "read_override",
+]
+
+
+def check_one_of(what: str, value: str, *allowed: str) -> None:
+    """Check that ``value`` is one of ``allowed``.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value not in allowed:
+        names = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+        raise UsageError(f"prune: expected {what} {names}, found '{value}'")
+
+
+def check_at_least(what: str, value: int, least: int) -> None:
+    """Check that ``value`` is not below ``least``.
+
+    Raises:
+        UsageError: it is.
+    """
+    if value < least:
+        raise UsageError(f"prune: expected {what} of at least {least}, found {value}")
+
+
+def check_positive(what: str, value: float | None) -> None:
+    """Check that ``value``, where it is given, is a number above 0.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value is not None and not (0 < value < math.inf):
+        raise UsageError(f"prune: expected {what} above 0, found {value}")
 
 
 def check_sparsity(what: str, value: float) -> None:

@@ -164,6 +164,7 @@ def test_what_cannot_be_estimated_is_refused(tiny_graph, tiny_folder, tmp_path):
         ({"memory": 0.0}, "memory in GB above 0"),
         ({"memory": float("inf")}, "memory in GB above 0"),
         ({"labels": "none"}, "labels auto, data or model"),
+        ({"temperature": 0.0}, "temperature above 0"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
@@ -180,6 +181,7 @@ def test_an_interrupted_run_finds_the_statistics_again(tiny_graph, tiny_folder, 
     statistics = later.statistics["fisher"]
     assert isinstance(statistics, FisherStatistics)
     assert statistics.layouts == context.statistics["fisher"].layouts
+    assert later.statistics["fisher_pass"] == Fisher()
 
 
 def test_prune_brings_its_fisher_along(tiny_graph, tiny_folder, tmp_path):
@@ -199,4 +201,5 @@ def test_prune_brings_its_fisher_along(tiny_graph, tiny_folder, tmp_path):
         zero, total = zero + groups, total + len(W)
     assert zero == total // 2
     assert manager.records[1]["report"]["groups_removed"] == zero
-    assert manager.records[1]["report"]["predicted_loss_increase"] > 0
+    assert manager.records[1]["report"]["repair"] == "rows"
+    assert manager.records[1]["report"]["steps"] == 1

@@ -1,0 +1,105 @@
+"""``prune`` with row repair and in steps, on tiny encoders and real Fisher."""
+
+import numpy as np
+import pytest
+
+from obert_compiler import PassManager
+from obert_compiler.data.batches import Batches
+from obert_compiler.errors import UsageError
+from obert_compiler.graph.layers import prunable_sites
+from obert_compiler.passes.fisher import Fisher
+from obert_compiler.passes.prune import Prune
+from obert_compiler.pipeline.contract import Context, SilentProgress
+from obert_compiler.tasks import task_for
+
+ROWS = [
+    {"text": f"the quick brown fox jumps over {i} lazy dogs {'again ' * (i % 7)}", "label": i % 2}
+    for i in range(24)
+]
+
+
+@pytest.fixture
+def compressed(tiny_graph, tiny_folder):
+    def run(text, arch="bert", seed=0, work=None):
+        graph = tiny_graph(arch, "sequence")
+        task = task_for(graph.source)
+        data = Batches.open(ROWS, task, tiny_folder(arch, "sequence"), batch_size=5)
+        manager, progress = PassManager(text), SilentProgress()
+        pruned = manager.run(graph, data=data, task=task, seed=seed, work=work, progress=progress)
+        return graph, pruned, manager.records[-1], progress.lines
+
+    return run
+
+
+@pytest.mark.parametrize("arch", ["bert", "deberta-v3", "modernbert"])
+def test_the_mask_is_that_of_the_fisher_and_the_rest_moves(compressed, arch):
+    _, by_rows, record, _ = compressed("prune:sparsity=0.5", arch)
+    _, masked, _, _ = compressed("prune:sparsity=0.5:repair=none", arch)
+    moved = 0
+    for found, only_masked in zip(
+        prunable_sites(by_rows)[0], prunable_sites(masked)[0], strict=True
+    ):
+        np.testing.assert_array_equal(found.weight() == 0, only_masked.weight() == 0)
+        moved += not np.array_equal(found.weight(), only_masked.weight())
+    assert moved
+    assert record["report"]["repair"] == "rows"
+    assert all(site["repair_operations"] > 0 for site in record["report"]["sites"].values())
+
+
+def test_the_same_seed_gives_the_same_weights(compressed):
+    text = "prune:sparsity=0.6:samples=10:repair_samples=8:steps=2"
+    runs = [compressed(text, seed=seed)[1] for seed in (1, 1, 2)]
+    weights = [[s.weight() for s in prunable_sites(graph)[0]] for graph in runs]
+    assert all(np.array_equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
+
+
+def test_steps_nest_and_reach_the_target(compressed, tmp_path):
+    _, _, record, lines = compressed("fisher:samples=9,prune:sparsity=0.8", work=tmp_path)
+    assert record["report"]["steps"] == 3
+    assert record["report"]["groups_removed"] == record["report"]["groups"] * 8 // 10
+    assert "prune: step 3 of 3" in lines
+    # The examples of the 'fisher' that was asked for, not those of an inserted one.
+    assert not any("fewer than" in line for line in lines)
+
+
+def test_a_weight_with_several_uses_keeps_its_fisher_repair(compressed):
+    _, _, record, _ = compressed("prune:sparsity=0.5", "albert")
+    reasons = {skip["reason"] for skip in record["skips"] if "several times" in skip["reason"]}
+    assert reasons == {
+        "its weight is used several times, and row repair knows one input: repaired inside its "
+        "Fisher blocks"
+    }
+
+
+def test_magnitude_can_be_repaired_by_rows(compressed):
+    _, repaired, _, _ = compressed("prune:sparsity=0.5:method=magnitude:repair=rows")
+    _, masked, _, _ = compressed("prune:sparsity=0.5:method=magnitude")
+    for a, b in zip(prunable_sites(repaired)[0], prunable_sites(masked)[0], strict=True):
+        np.testing.assert_array_equal(a.weight() == 0, b.weight() == 0)
+        assert not np.array_equal(a.weight(), b.weight())
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "steps"), [(0.0, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.8, 3), (0.9, 4), (1.0, 5)]
+)
+def test_no_step_removes_more_than_half_of_what_is_left(sparsity, steps):
+    assert Prune(sparsity=sparsity).choices == steps
+    assert Prune(sparsity=sparsity, repair="fisher").choices == 1
+    assert Prune(sparsity=sparsity, method="magnitude").choices == 1
+    assert Prune(sparsity=0.0, override=(f"a@{sparsity}",)).choices == steps
+
+
+def test_data_are_needed_where_they_are_read():
+    assert Prune().needs_data
+    assert not Prune(repair="fisher").needs_data
+    assert Prune(repair="fisher", steps=2).needs_data
+    assert not Prune(method="magnitude", sparsity=0.9).needs_data
+
+
+def test_row_repair_without_data_is_refused(compressed, tmp_path):
+    graph, _, _, _ = compressed("fisher:samples=4", work=tmp_path)
+    context = Context(work=tmp_path)
+    Fisher().restore(context)
+    with pytest.raises(UsageError, match="expected data for repair=rows, found none"):
+        Prune().run(graph.copy(), context)

@@ -1,20 +1,21 @@
-"""Second moments of the inputs of a Linear site, dense and pruned, summed over a stream of rows.
+"""Second moments of the inputs of Linear sites and of what they aim at, over a stream of rows.
 
-For rows ``x_p`` (input in the pruned model) and ``x_d`` (the same position in the dense model),
-each with a weight ``c``:
+For rows ``x`` (input in the pruned model) and ``z`` (what the dense model has there), each with a
+weight ``c``:
 
-    H = sum c x_p^T x_p,  C = sum c x_p^T x_d,  s_p = sum c x_p,  s_d = sum c x_d,  n = sum c
+    H = sum c x^T x,   C = sum c x^T z,   s_x = sum c x,   s_z = sum c z,   n = sum c
 
-From them `obert_compiler.passes.row_repair` repairs every matrix that reads the input, because
-``X_p^T X_d W^T = C W^T``. Sums of several processes add up. Products are float64: encoders have
-inputs a thousand times larger than the others, and what float32 rounds off beside them makes H
-indefinite.
+``z`` is the dense input ``x_d`` where many matrices read it, because ``X^T X_d W^T = C W^T`` serves
+them all, or the dense output itself where it is narrower. Sums of several processes add up.
+Products are float64: encoders have inputs a thousand times larger than the others, and what float32
+rounds off beside them makes H indefinite.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import blas
 
 __all__ = ["ActivationMoments"]
 
@@ -28,60 +29,67 @@ class ActivationMoments:
     """Running sums.
 
     Args:
-        width: features of the input.
+        width: features of the input ``x``.
+        target_width: features of ``z``.
 
     Attributes:
-        H: float64 ``[width, width]``.
-        C: float64 ``[width, width]``.
-        sum_pruned: float64 ``[width]``.
-        sum_dense: float64 ``[width]``.
         total: sum of the weights of the rows.
         rows: number of rows.
     """
 
-    def __init__(self, width: int) -> None:
-        self.H = np.zeros((width, width))
-        self.C = np.zeros((width, width))
-        self.sum_pruned = np.zeros(width)
-        self.sum_dense = np.zeros(width)
+    def __init__(self, width: int, target_width: int) -> None:
+        self._H = np.zeros((width, width), order="F")
+        self._C = np.zeros((width, target_width))
+        self._sum_x = np.zeros(width)
+        self._sum_z = np.zeros(target_width)
         self.total = 0.0
         self.rows = 0
         self._waiting: list[tuple[FloatArray, FloatArray, FloatArray]] = []
 
-    def add(self, pruned: FloatArray, dense: FloatArray, weights: FloatArray | None = None) -> None:
-        """Add rows ``[n, width]`` of both models, and their weights ``[n]`` (1 by default)."""
+    def add(self, x: FloatArray, z: FloatArray, weights: FloatArray | None = None) -> None:
+        """Add rows ``x [n, width]`` and ``z [n, target_width]``, weights ``[n]`` (1 by default)."""
         if weights is None:
-            weights = np.ones(len(pruned), np.float32)
-        self.rows += len(pruned)
-        self._waiting.append((pruned, dense, weights))
-        if sum(len(x) for x, _, _ in self._waiting) >= _ROWS:
-            self.flush()
+            weights = np.ones(len(x), np.float32)
+        self.rows += len(x)
+        self._waiting.append((x, z, weights))
+        if sum(len(waiting) for waiting, _, _ in self._waiting) >= _ROWS:
+            self._flush()
 
-    def flush(self) -> None:
+    def second(self, centred: bool) -> tuple[Float64Array, Float64Array]:
+        """``H [width, width]`` and ``C [width, target_width]``.
+
+        Args:
+            centred: of the deviations from the means, which is what is left to a site whose bias
+                moves too.
+        """
+        self._flush()
+        lower = np.tril(self._H)
+        H, C = lower + np.tril(lower, -1).T, self._C.copy()
+        if centred:
+            H -= np.outer(self._sum_x, self._sum_x) / self._n
+            C -= np.outer(self._sum_x, self._sum_z) / self._n
+        return H, C
+
+    def means(self) -> tuple[Float64Array, Float64Array]:
+        """Mean ``x`` and mean ``z``."""
+        self._flush()
+        return self._sum_x / self._n, self._sum_z / self._n
+
+    @property
+    def _n(self) -> float:
+        return max(self.total, float(np.finfo(np.float64).tiny))
+
+    def _flush(self) -> None:
         """Bring rows that wait into the sums."""
         if not self._waiting:
             return
-        pruned, dense, weights = (np.concatenate(part) for part in zip(*self._waiting, strict=True))
+        x, z, weights = (np.concatenate(part) for part in zip(*self._waiting, strict=True))
         self._waiting.clear()
         root = np.sqrt(weights.astype(np.float64))
-        left, right = pruned * root[:, None], dense * root[:, None]
-        self.H += left.T @ left
-        self.C += left.T @ right
-        self.sum_pruned += root @ left
-        self.sum_dense += root @ right
+        left, right = x * root[:, None], z * root[:, None]
+        # One triangle of X^T X: half the work of the product.
+        self._H = blas.dsyrk(1.0, left.T, beta=1.0, c=self._H, lower=1, overwrite_c=1)
+        self._C += left.T @ right
+        self._sum_x += root @ left
+        self._sum_z += root @ right
         self.total += float(root @ root)
-
-    def centred(self) -> tuple[Float64Array, Float64Array]:
-        """``H`` and ``C`` of the deviations from the means: what is left to a site with a bias."""
-        self.flush()
-        n = max(self.total, np.finfo(np.float64).tiny)
-        return (
-            self.H - np.outer(self.sum_pruned, self.sum_pruned) / n,
-            self.C - np.outer(self.sum_pruned, self.sum_dense) / n,
-        )
-
-    def means(self) -> tuple[Float64Array, Float64Array]:
-        """Mean input of the pruned and of the dense model."""
-        self.flush()
-        n = max(self.total, np.finfo(np.float64).tiny)
-        return self.sum_pruned / n, self.sum_dense / n

@@ -20,7 +20,7 @@ from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.linear import LinearSite, find_linear_sites
 from obert_compiler.passes.activation_moments import ActivationMoments
 from obert_compiler.passes.calibration_run import real_rows
-from obert_compiler.passes.graph_stages import GraphStages, StagedRun, WalkStage, cut_into_stages
+from obert_compiler.passes.graph_stages import StagedRun, WalkStage, cut_into_stages
 from obert_compiler.passes.row_repair import repair_rows, solve_operations
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = ["LayerwiseRepair"]
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass
@@ -70,36 +71,28 @@ class LayerwiseRepair:
         sites = {s.name: s for s in find_linear_sites(graph) if s.name in kept}
         dense = {s.name: s for s in find_linear_sites(self.dense) if s.name in kept}
         stages = cut_into_stages(graph, list(sites.values()))
-        runs = [
-            StagedRun(g, stages, self._feeds, self.held_bytes // 2) for g in (self.dense, graph)
-        ]
+        half = self.held_bytes // 2
+        runs = [StagedRun(g, stages, self._feeds, half) for g in (self.dense, graph)]
         for stage in progress.track(stages.stages, "layers", len(stages.stages)):
-            moments = self._moments(stages, stage, runs)
+            groups: dict[str, list[str]] = {}
             for name in stage.sites:
-                self._repair_site(
-                    sites[name], dense[name], kept[name], moments[self._key(stages, name)]
-                )
+                key = stages.inputs[name] if self.importance is None else name
+                groups.setdefault(key, []).append(name)
+            targets = [_Target([dense[name] for name in group]) for group in groups.values()]
+            self._sum_up(stage, runs, targets)
+            for target in targets:
+                for name in target.names:
+                    self._repair_site(sites[name], target, kept[name])
 
-    def _key(self, stages: GraphStages, site: str) -> str:
-        return stages.inputs[site] if self.importance is None else site
-
-    def _moments(
-        self,
-        stages: GraphStages,
-        stage: WalkStage,
-        runs: Sequence[StagedRun],
-    ) -> dict[str, ActivationMoments]:
-        """Moments of the inputs of a stage, one for all sites that read the same input."""
-        moments: dict[str, ActivationMoments] = {}
+    def _sum_up(
+        self, stage: WalkStage, runs: Sequence[StagedRun], targets: Sequence[_Target]
+    ) -> None:
+        """Add all batches to the moments of ``targets``."""
         batches = zip(*(run.advance(stage) for run in runs), strict=True)
         for number, (wanted, found) in enumerate(batches):
             mask = self._feeds[number].get("attention_mask")
-            done: set[str] = set()
-            for name in stage.sites:
-                key = self._key(stages, name)
-                if key in done:
-                    continue
-                done.add(key)
+            for target in targets:
+                name = target.names[0]
                 x_dense, x = real_rows(wanted[name], mask), real_rows(found[name], mask)
                 if not np.isfinite(x).all():
                     raise NumericsError(
@@ -109,29 +102,53 @@ class LayerwiseRepair:
                 weights = None
                 if self.importance is not None:
                     weights = real_rows(self.importance[name][number][..., None], mask)[:, 0]
-                if key not in moments:
-                    moments[key] = ActivationMoments(x.shape[-1])
-                moments[key].add(x, x_dense, weights)
-        return moments
+                target.add(x, x_dense, weights)
 
-    def _repair_site(
-        self, site: LinearSite, dense: LinearSite, kept: BoolArray, moments: ActivationMoments
-    ) -> None:
-        W = dense.weight()
-        bias = dense.bias()
-        moments.flush()
-        self.rows = max(self.rows, moments.rows)
-        H, C = (moments.H, moments.C) if bias is None else moments.centred()
-        repaired = repair_rows(
-            H,
-            C @ W.T.astype(np.float64),
-            kept,
-            W,
-            damping=self.damping,
-            where=f"site '{site.name}'",
-        )
+    def _repair_site(self, site: LinearSite, target: _Target, kept: BoolArray) -> None:
+        W, bias = target.weights[site.name], target.biases[site.name]
+        H, T = target.system(site.name)
+        where = f"site '{site.name}'"
+        repaired = repair_rows(H, T, kept, W, damping=self.damping, where=where)
         site.set_weight(repaired.astype(np.float32))
         self.operations[site.name] = solve_operations(kept)
+        self.rows = max(self.rows, target.moments.rows)
         if bias is not None:
-            mean, mean_dense = moments.means()
-            site.set_bias((bias + W @ mean_dense - repaired @ mean).astype(np.float32))
+            mean, mean_output = target.means(site.name)
+            site.set_bias((bias + mean_output - repaired @ mean).astype(np.float32))
+
+
+class _Target:
+    """Sites that read the same input, what they aim at, and their moments.
+
+    The dense inputs serve all of them; where their outputs together are narrower, the dense outputs
+    (without bias) are summed instead.
+    """
+
+    def __init__(self, sites: Sequence[LinearSite]) -> None:
+        self.names = [site.name for site in sites]
+        self.weights = {site.name: site.weight() for site in sites}
+        self.biases = {site.name: site.bias() for site in sites}
+        ends = np.cumsum([0, *(len(W) for W in self.weights.values())])
+        self._columns = {
+            name: slice(a, b) for name, a, b in zip(self.names, ends[:-1], ends[1:], strict=True)
+        }
+        width = sites[0].shape[1]
+        self._outputs = int(ends[-1]) < width
+        self.moments = ActivationMoments(width, int(ends[-1]) if self._outputs else width)
+
+    def add(self, x: FloatArray, x_dense: FloatArray, weights: FloatArray | None) -> None:
+        """Add rows."""
+        if self._outputs:
+            outputs = [x_dense @ W.T for W in self.weights.values()]
+            x_dense = np.concatenate(outputs, axis=1)
+        self.moments.add(x, x_dense, weights)
+
+    def system(self, name: str) -> tuple[Float64Array, Float64Array]:
+        """``H`` and ``T`` of one site, centred where it has a bias."""
+        H, C = self.moments.second(centred=self.biases[name] is not None)
+        return H, C[:, self._columns[name]] if self._outputs else C @ self.weights[name].T
+
+    def means(self, name: str) -> tuple[Float64Array, Float64Array]:
+        """Mean input of the pruned model, and mean dense output of one site without its bias."""
+        mean, aim = self.moments.means()
+        return mean, aim[self._columns[name]] if self._outputs else self.weights[name] @ aim

@@ -16,16 +16,18 @@ def rows(seed, count=50, width=6):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_moments_are_those_of_all_rows_at_once(weighted):
     pruned, dense, weights = rows(0)
-    moments = ActivationMoments(6)
+    moments = ActivationMoments(6, 6)
     for start in range(0, 50, 7):
         part = slice(start, start + 7)
         moments.add(pruned[part], dense[part], weights[part] if weighted else None)
-        moments.flush()
+        moments.means()
     c = (weights if weighted else np.ones(50)).astype(np.float64)
     p, d = pruned.astype(np.float64), dense.astype(np.float64)
     mean, mean_dense = c @ p / c.sum(), c @ d / c.sum()
-    H, C = moments.centred()
-    np.testing.assert_allclose(moments.H, (p * c[:, None]).T @ p, rtol=1e-9)
+    H, C = moments.second(centred=True)
+    plain, cross = moments.second(centred=False)
+    np.testing.assert_allclose(plain, (p * c[:, None]).T @ p, rtol=1e-9)
+    np.testing.assert_allclose(cross, (p * c[:, None]).T @ d, rtol=1e-9)
     np.testing.assert_allclose(moments.means()[0], mean, rtol=1e-9)
     np.testing.assert_allclose(moments.means()[1], mean_dense, rtol=1e-9)
     scale = np.sqrt(np.outer(np.diag(H), np.diag(H)))
@@ -35,9 +37,17 @@ def test_moments_are_those_of_all_rows_at_once(weighted):
     np.testing.assert_allclose(C / scale, expected / scale, atol=1e-8)
 
 
+def test_the_target_may_have_another_width():
+    x, dense, _ = rows(2)
+    moments = ActivationMoments(6, 2)
+    moments.add(x, dense[:, :2])
+    _, C = moments.second(centred=False)
+    np.testing.assert_allclose(C, x.T.astype(np.float64) @ dense[:, :2], rtol=1e-6)
+
+
 def test_rows_count_once_they_are_added_and_not_only_when_they_are_summed():
     pruned, dense, _ = rows(1)
-    moments = ActivationMoments(6)
+    moments = ActivationMoments(6, 6)
     moments.add(pruned, dense)
     assert moments.rows == 50
     np.testing.assert_allclose(moments.means()[0], pruned.mean(axis=0), rtol=1e-4)

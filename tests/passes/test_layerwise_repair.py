@@ -13,10 +13,11 @@ from obert_compiler.passes.row_repair import repair_rows
 from obert_compiler.pipeline.contract import SilentProgress
 
 DAMPING = 1e-3
+OUTPUTS = {"first": 8, "second": 8, "last": 4}
 
 
 def network(bias=True, seed=0):
-    """x -> first -> Relu -> second, with biases that are one initializer where they are equal."""
+    """first [8, 8], Relu, second [8, 8], Relu, last [4, 8]; zero biases, one for both of 8."""
     rng = np.random.default_rng(seed)
     x = ir.val("x", ir.DataType.FLOAT, ["batch", "tokens", 8])
     nodes, constants, value = [], [], x
@@ -27,19 +28,19 @@ def network(bias=True, seed=0):
         constants.append(made)
         return made
 
-    zero = constant("zero", np.zeros(8)) if bias else None
-    for name in ("first", "second"):
-        weight = constant(f"{name}.weight", rng.normal(size=(8, 8)))
+    zeros = {n: constant(f"zero{n}", np.zeros(n)) for n in (8, 4)} if bias else {}
+    for name, outputs in OUTPUTS.items():
+        weight = constant(f"{name}.weight", rng.normal(size=(8, outputs)))
         nodes.append(ir.node("MatMul", [value, weight]))
-        if zero is not None:
-            nodes.append(ir.node("Add", [nodes[-1].outputs[0], zero]))
-        if name == "first":
+        if bias:
+            nodes.append(ir.node("Add", [nodes[-1].outputs[0], zeros[outputs]]))
+        if name != "last":
             nodes.append(ir.node("Relu", [nodes[-1].outputs[0]]))
         value = nodes[-1].outputs[0]
     for number, node in enumerate(nodes):
         node.outputs[0].name = f"value{number}"
         node.outputs[0].dtype = ir.DataType.FLOAT
-    value.shape = ir.Shape(["batch", "tokens", 8])
+    value.shape = ir.Shape(["batch", "tokens", 4])
     graph = ir.Graph(
         [x], [value], nodes=nodes, initializers=constants, opset_imports={"": 21}, name="network"
     )
@@ -56,7 +57,7 @@ def rows(seed=0, spoil=None):
 
 def masks(seed=1):
     rng = np.random.default_rng(seed)
-    return {name: rng.random((8, 8)) >= 0.5 for name in ("first", "second")}
+    return {name: rng.random((outputs, 8)) >= 0.5 for name, outputs in OUTPUTS.items()}
 
 
 def repaired(dense, kept, x, held_bytes=1 << 20):
@@ -95,11 +96,11 @@ def test_the_dense_graph_stays_as_it_was_and_a_bias_shared_before_is_the_site_s_
     for site in find_linear_sites(dense):
         np.testing.assert_array_equal(site.weight(), before[site.name])
         assert not site.bias().any()
-    first, second = find_linear_sites(graph)
+    first, second, _ = find_linear_sites(graph)
     assert first.bias().any()
     assert not np.array_equal(first.bias(), second.bias())
     assert walk.rows == 120
-    assert set(walk.operations) == {"first", "second"}
+    assert set(walk.operations) == set(OUTPUTS)
 
 
 def test_activations_that_are_not_finite_are_refused():

@@ -4,7 +4,8 @@
 
 Every method prunes the same model without training, each seed draws other training examples, and
 the metric is that of the emitted graph in ONNX Runtime. A method is a name of `METHODS` or the
-options of ``prune`` as text (``steps=4:repair_samples=2048``).
+options of ``prune`` as text (``steps=1:repair_samples=2048``). All methods of a seed share one
+Fisher of the dense model, and a method in steps is measured at every step that is asked for.
 """
 
 from __future__ import annotations
@@ -13,40 +14,41 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from obert_compiler import Batches, Graph, PassManager, emit, lower
+from obert_compiler import Batches, Graph, emit, lower
 from obert_compiler.passes.fisher import Fisher
 from obert_compiler.passes.fisher_matrix import FisherMatrix
+from obert_compiler.passes.prune import Prune
 from obert_compiler.passes.site_selection import select_sites
 from obert_compiler.passes.sparsity_allocation import choose_lowest, groups_to_remove
 from obert_compiler.pipeline.contract import Context
+from obert_compiler.pipeline.registry import passes_from_text
 from obert_compiler.runtime.cpu import cpu_name
 from obert_compiler.runtime.evaluate import evaluate
 from obert_compiler.tasks import task_for
-from obert_compiler.tasks.base import Task
 
 PUBLISHED = "published"
 METHODS = {
     "magnitude": "method=magnitude",
     "oBERT, as published": PUBLISHED,
     "oBERT, joint": "repair=fisher:absolute_damping=1e-7",
-    "A": "steps=1:absolute_damping=1e-7",
+    "rows, one step": "steps=1",
     "default": "",
 }
 _GROUP = 4
 
 
-def published(graph: Graph, data: Batches, task: Task | None, sparsity: float, seed: int) -> Graph:
+def published(graph: Graph, context: Context, sparsity: float) -> Graph:
     """oBERT's own one-shot: the updates of all removed groups added up (equation 5 of the paper).
 
     Fisher blocks of 32, damping 1e-7. The groups that were removed are set to zero at the end.
     """
     graph = graph.copy()
-    context = Context(task=task, data=data, seed=seed)
-    Fisher().run(graph, context)
     fisher = context.statistics["fisher"]
     sites, _ = select_sites(graph)
     matrices = [FisherMatrix(fisher.blocks(s.name), fisher.layouts[s.name], 1e-7) for s in sites]
@@ -73,6 +75,26 @@ def sum_of_updates(matrix: FisherMatrix, W: np.ndarray, removed: np.ndarray) -> 
     return pruned.astype(np.float32)
 
 
+def pruned_at(
+    graph: Graph, method: str, context: Context, levels: list[float]
+) -> Iterator[tuple[float, Graph]]:
+    """The pruned graph at each of ``levels``, in rising order."""
+    text = METHODS.get(method, method)
+    if text == PUBLISHED:
+        yield from ((level, published(graph, context, level)) for level in levels)
+        return
+    (prune,) = passes_from_text("prune" + (f":{text}" if text else ""))
+    assert isinstance(prune, Prune)
+    if set(levels[:-1]) <= set(map(float, prune.steps)):  # a shorter run is the start of this one
+        last = replace(prune, sparsity=levels[-1])
+        for result in last.descend(graph.copy(), context):
+            reached = [x for x in levels if abs(x - result.report["sparsity"]) < 1e-4]
+            yield from ((level, result.graph) for level in reached)
+        return
+    for level in levels:
+        yield level, replace(prune, sparsity=level).run(graph.copy(), context).graph
+
+
 def main() -> None:
     """Prune and measure each cell, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -92,30 +114,20 @@ def main() -> None:
         raise SystemExit(f"{options.model}: expected a model with a task and a tokenizer")
     folder = graph.source.folder
     held_out = Batches.open(options.eval_data, task, folder)
-    dense = measured(graph, held_out)
-    print(f"{options.model}, {len(held_out.examples)} examples, dense {dense:.4f}, {cpu_name()}")
-    for method in options.methods:
-        means = []
-        start = time.perf_counter()
-        for sparsity in options.sparsity:
-            values = []
-            for seed in options.seeds:
-                data = Batches.open(options.data, task, folder, limit=options.samples, seed=seed)
-                text = METHODS.get(method, method)
-                if text == PUBLISHED:
-                    pruned = published(graph, data, task, sparsity, seed)
-                else:
-                    passes = f"prune:sparsity={sparsity}" + (f":{text}" if text else "")
-                    pruned = PassManager(passes).run(graph, data=data, task=task, seed=seed)
+    print(f"{options.model}, {len(held_out.examples)} examples to measure on, {cpu_name()}")
+    print(f"dense {measured(graph, held_out):.4f}", flush=True)
+    for seed in options.seeds:
+        data = Batches.open(options.data, task, folder, limit=options.samples, seed=seed)
+        context = Context(task=task, data=data, seed=seed)
+        Fisher().run(graph, context)
+        for method in options.methods:
+            start, values = time.perf_counter(), []
+            for level, pruned in pruned_at(graph, method, context, sorted(options.sparsity)):
                 values.append(measured(pruned, held_out))
-            means.append(statistics.mean(values))
-            shown = " ".join(f"{value:.4f}" for value in values)
-            print(f"{method:28} {sparsity:.0%}  {means[-1]:.4f}  ({shown})", flush=True)
-        seconds = (time.perf_counter() - start) / len(options.sparsity) / len(options.seeds)
-        mean = statistics.mean(means)
-        print(
-            f"{method:28} mean {mean:.4f}  dense {mean - dense:+.4f}  {seconds:.0f} s", flush=True
-        )
+                print(f"seed {seed}  {method:24} {level:4.0%}  {values[-1]:.4f}", flush=True)
+            seconds = time.perf_counter() - start
+            mean = statistics.mean(values)
+            print(f"seed {seed}  {method:24} mean  {mean:.4f}  {seconds:.0f} s", flush=True)
 
 
 def measured(graph: Graph, held_out: Batches) -> float:

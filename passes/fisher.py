@@ -46,8 +46,6 @@ class Fisher(Pass):
             are estimated in groups, each by forward and backward passes of its own.
         labels: ``data`` takes the labels of the data (empirical Fisher), ``model`` draws them from
             the model's own predictions (true Fisher), ``auto`` takes ``data`` where there are any.
-        temperature: divides the outputs before labels are drawn and the loss is taken. At 1 an
-            example counts by how unsure the model is of it; high temperatures let all count alike.
         include: patterns of sites to estimate instead of those in encoder layers.
         exclude: patterns of sites to leave out.
     """
@@ -60,7 +58,6 @@ class Fisher(Pass):
     block: int = 32
     memory: float = 6.0
     labels: Literal["auto", "data", "model"] = "auto"
-    temperature: float = 1.0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -71,8 +68,6 @@ class Fisher(Pass):
             raise UsageError(f"fisher: expected a block of at least 1, found {self.block}")
         if not 0 < self.memory < float("inf"):
             raise UsageError(f"fisher: expected memory in GB above 0, found {self.memory}")
-        if not 0 < self.temperature < float("inf"):
-            raise UsageError(f"fisher: expected temperature above 0, found {self.temperature}")
         if self.labels not in {"auto", "data", "model"}:
             raise UsageError(f"fisher: expected labels auto, data or model, found '{self.labels}'")
 
@@ -115,9 +110,7 @@ class Fisher(Pass):
             )
         module = to_module(graph)
         module.eval().requires_grad_(False)
-        objective = Objective(
-            graph, context.task, self._draws_labels(data, context), context.seed, self.temperature
-        )
+        objective = Objective(graph, context.task, self._draws_labels(data, context), context.seed)
         layouts = {s.name: BlockLayout(*s.shape, self.block) for s in sites}
         bound = int(self.memory * _GB)
         largest = _positions(next(iter(data)))

@@ -25,25 +25,13 @@ class Objective:
         task: gives losses and samples; None samples the first output as a Gaussian.
         own_labels: draw labels from the model.
         seed: of the draw; every `reset` repeats it.
-        temperature: divides the outputs before labels are drawn and losses taken. A model that is
-            sure of its labels has next to no gradient at temperature 1; the higher the temperature,
-            the nearer the Fisher comes to the mean over examples of ``J^T J``, J the Jacobian of
-            the outputs.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        task: Task | None,
-        own_labels: bool,
-        seed: int,
-        temperature: float = 1.0,
-    ) -> None:
+    def __init__(self, graph: Graph, task: Task | None, own_labels: bool, seed: int) -> None:
         self.input_names = [value.name or "" for value in graph.model.graph.inputs]
         self.task = task
         self.own_labels = own_labels
         self.seed = seed
-        self.temperature = temperature
         self.reset()
 
     def reset(self) -> None:
@@ -66,11 +54,6 @@ class Objective:
         outputs = module(**{name: torch.as_tensor(array) for name, array in feed.items()})
         if self.task is None:
             return self._gaussian(outputs, batch)
-        if self.temperature != 1.0:
-            outputs = {
-                name: value / self.temperature if value.is_floating_point() else value
-                for name, value in outputs.items()
-            }
         if self.own_labels:
             with torch.no_grad():
                 batch = self.task.sample_labels(outputs, batch, self.generator)

@@ -12,7 +12,7 @@ docs/pruning.md has the measurements behind the defaults.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -30,6 +30,7 @@ from obert_compiler.passes.prune_options import (
     check_one_of,
     check_positive,
     check_sparsity,
+    check_step,
     read_nm,
     read_override,
 )
@@ -51,8 +52,8 @@ __all__ = ["Prune"]
 
 _DEFAULT_SPARSITY = 0.5
 _FISHER_BLOCK = 32
-_LEAST_DENSITY = 1 / 32
-"""Below it no more steps are taken: removing everything must end."""
+_LEAST_DENSITY = 1e-3
+"""Stands for the density 0 in the logarithms of steps."""
 _GB = 10**9
 _SEVERAL = "its weight is used several times, and row repair knows one input"
 
@@ -72,9 +73,9 @@ class Prune(Pass):
         repair: how the remaining weights make up for the removed ones: ``rows`` (least squares over
             whole rows, layer by layer, needs data), ``fisher`` (inside Fisher blocks), ``none``;
             ``auto`` takes ``rows`` for the method ``fisher`` and ``none`` for ``magnitude``.
-        steps: how often a choice is made on the way to ``sparsity``, each from the Fisher of the
-            model as repaired so far; every step removes the same share of what is left. 0 takes as
-            many as keep that share at one half or less: 1 up to 50%, 2 up to 75%, 3 up to 87.5%.
+        steps: sparsities on the way to the target, with ``repair=rows``. At each, the Fisher of the
+            model as repaired so far ranks what is left, and the repair starts anew from the dense
+            weights. Steps that are not below the target are not taken; ``steps=1`` takes none.
         nm: ``NofM`` keeps at most N weights of every M consecutive inputs, as in ``2of4``.
         scope: one ranking over all sites (``global``) or the same sparsity in each (``uniform``).
         override: ``PATTERN@SPARSITY`` for the sites that match, which leave the global ranking; the
@@ -110,7 +111,7 @@ class Prune(Pass):
     damping: float = 2e-2
     absolute_damping: float | None = None
     repair: Literal["auto", "rows", "fisher", "none"] = "auto"
-    steps: int = 0
+    steps: tuple[str, ...] = ("0.5", "0.7", "0.8", "0.85", "0.9", "0.95")
     samples: int = 1024
     repair_samples: int = 1024
     repair_damping: float = 1e-3
@@ -122,20 +123,20 @@ class Prune(Pass):
         check_one_of("scope", self.scope, "global", "uniform")
         if self.repair == "fisher" and self.method != "fisher":
             raise UsageError("prune: expected method=fisher for repair=fisher, found magnitude")
-        for name, least in (("block", 1), ("samples", 1), ("repair_samples", 1), ("steps", 0)):
+        for name, least in (("block", 1), ("samples", 1), ("repair_samples", 1)):
             check_at_least(name, getattr(self, name), least)
         for name in ("damping", "absolute_damping", "repair_damping", "memory"):
             check_positive(name, getattr(self, name))
         if self.sparsity is not None:
             check_sparsity("sparsity", self.sparsity)
+        for step in self.steps:
+            check_step(step)
         for item in self.override:
             read_override(item)
         if self.nm is not None:
             self._check_nm(*read_nm(self.nm))
 
     def _check_nm(self, n: int, m: int) -> None:
-        if self.steps > 1:
-            raise UsageError(f"prune: expected one step with nm, found steps={self.steps}")
         if self.override or self.scope != "global":
             raise UsageError("prune: expected nm alone, found it with override or scope; drop one")
         if self.block not in {type(self).block, 1}:
@@ -172,19 +173,18 @@ class Prune(Pass):
         return self.repair
 
     @property
-    def choices(self) -> int:
-        """`steps`, with 0 resolved."""
-        if self.steps:
-            return self.steps
-        if self.nm is not None or self.method != "fisher" or self.repaired_by != "rows":
-            return 1
-        highest = max([self.target, *(read_override(item)[1] for item in self.override)])
-        return max(1, math.ceil(-math.log2(max(1 - highest, _LEAST_DENSITY)) - 1e-9))
+    def ways(self) -> tuple[float, ...]:
+        """The steps as shares of the way to the target, the last one 1."""
+        if self.repaired_by != "rows" or self.nm is not None or self.target == 0:
+            return (1.0,)
+        whole = math.log(max(1 - self.target, _LEAST_DENSITY))
+        below = sorted({s for s in map(float, self.steps) if s < self.target})
+        return (*(min(1.0, math.log(1 - s) / whole) for s in below), 1.0)
 
     @property
     def needs_data(self) -> bool:
-        """For the least squares of ``repair=rows``, and for the Fisher of later steps."""
-        return self.repaired_by == "rows" or (self.method == "fisher" and self.choices > 1)
+        """For the least squares of ``repair=rows``."""
+        return self.repaired_by == "rows"
 
     def prerequisites(self, done: Sequence[Pass]) -> tuple[Pass, ...]:
         """A ``fisher`` of the weights as they are now.
@@ -233,49 +233,58 @@ class Prune(Pass):
         """Prune in place.
 
         Raises:
-            NumericsError: weights are not finite, or a Fisher block is not positive definite.
+            NumericsError: weights or activations are not finite, or a Fisher block or the moments
+                of a site are not positive definite.
             GraphError: there are no statistics for a site.
+            UsageError: there are no data for ``repair=rows``.
         """
+        *_, result = self.descend(graph, context)
+        return result
+
+    def descend(self, graph: Graph, context: Context) -> Iterator[PassResult]:
+        """As `run`, with the result after every step: ``graph`` is then what it says."""
         sites, skips = select_sites(graph, self.include, self.exclude)
         names = [site.name for site in sites]
-        notes = list(skips)
         before: list[int] = []
         dense = graph.copy()
-        for step in range(self.choices):
-            if step:
-                context = self._estimated_again(graph, context, step)
+        for number, way in enumerate(self.ways):
+            if number:
+                context.progress.say(f"prune: step {number + 1} of {len(self.ways)}")
+                context = self._estimated_again(graph, context)
             saliencies = [
                 self._saliency(s, context)
                 for s in context.progress.track(sites, "saliency", len(sites))
             ]
-            if not before:
-                before = [int(np.isneginf(s).sum()) for s in saliencies]
-            masks = self._choose(names, saliencies, (step + 1) / self.choices)
+            before = before or [int(np.isneginf(s).sum()) for s in saliencies]
+            masks = dict(zip(names, self._choose(names, saliencies, way), strict=True))
             del saliencies
-            repaired, left = self._repair(
-                graph, dense, dict(zip(names, masks, strict=True)), context
-            )
-            notes += left if step == 0 else []
-        report: dict[str, dict[str, Any]] = {}
-        for site, mask, pruned in zip(sites, masks, before, strict=True):
-            if int(mask.sum()) < pruned:
-                share = pruned / mask.size
-                notes.append(Skip(site.name, f"already at sparsity {share:.4f}, above its target"))
-            report[site.name] = {**_figures(site.weight(), mask, self.group), **repaired[site.name]}
-        groups = sum(mask.size for mask in masks)
-        removed = sum(figures["groups_removed"] for figures in report.values())
-        totals = {
+            figures, left = self._repair(graph, dense, masks, context)
+            notes = [*skips, *left]
+            for site, pruned in zip(sites, before, strict=True):
+                mask = masks[site.name]
+                if int(mask.sum()) < pruned:
+                    share = pruned / mask.size
+                    reason = f"already at sparsity {share:.4f}, above its target"
+                    notes.append(Skip(site.name, reason))
+                figures[site.name].update(_zeros(site.weight(), self.group))
+            report = self._totals(number + 1, figures)
+            changed = report["groups_removed"] > sum(before)
+            yield PassResult(graph, changed, report, tuple(notes))
+
+    def _totals(self, steps: int, sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        groups = sum(figures["groups"] for figures in sites.values())
+        removed = sum(figures["groups_removed"] for figures in sites.values())
+        return {
             "sparsity": removed / groups,
             "groups": groups,
             "groups_removed": removed,
             "group": self.group,
             "method": self.method,
             "repair": self.repaired_by,
-            "steps": self.choices,
-            "predicted_loss_increase": _total(report, "predicted_loss_increase"),
-            "sites": report,
+            "steps": steps,
+            "predicted_loss_increase": _total(sites, "predicted_loss_increase"),
+            "sites": sites,
         }
-        return PassResult(graph, removed > sum(before), totals, tuple(notes))
 
     def ensures(self, result: PassResult) -> None:
         """Count the zero groups again.
@@ -403,16 +412,13 @@ class Prune(Pass):
             raise UsageError("prune: expected data for repair=rows, found none; give --data FILE")
         return context.data.take(self.repair_samples, context.seed)
 
-    def _estimated_again(self, graph: Graph, context: Context, step: int) -> Context:
+    def _estimated_again(self, graph: Graph, context: Context) -> Context:
         """A context with the Fisher of ``graph`` as it is now; the first one stays on disk."""
         if self.method != "fisher":
             return context
-        context.progress.say(f"prune: step {step + 1} of {self.choices}")
-        first = context.statistics.get("fisher")
-        block = _fisher_block(self.span) if first is None else first.block
-        fisher = context.statistics.get("fisher_pass") or Fisher(
-            self.samples, block, include=self.include, exclude=self.exclude
-        )
+        first = context.statistics.get("fisher_pass")
+        block = _fisher_block(self.span)
+        fisher = first or Fisher(self.samples, block, include=self.include, exclude=self.exclude)
         again = replace(context, work=None, statistics={})
         fisher.run(graph, again)
         return again
@@ -423,15 +429,16 @@ def _fisher_block(span: int) -> int:
 
 
 def _on_the_way(target: float, way: float) -> float:
-    """Sparsity after the share ``way`` of steps that each remove the same share of what is left."""
+    """Sparsity after the share ``way`` of a way on which equal shares remove equal parts."""
     return target if way == 1 else 1 - (1 - target) ** way
 
 
-def _figures(W: FloatArray, mask: BoolArray, group: int) -> dict[str, Any]:
+def _zeros(W: FloatArray, group: int) -> dict[str, Any]:
+    pruned = group_is_pruned(W, group)
     return {
         "sparsity": 1 - np.count_nonzero(W) / W.size,
-        "groups": mask.size,
-        "groups_removed": int(group_is_pruned(W, group).sum()),
+        "groups": pruned.size,
+        "groups_removed": int(pruned.sum()),
     }
 
 

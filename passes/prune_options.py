@@ -12,6 +12,7 @@ __all__ = [
     "check_one_of",
     "check_positive",
     "check_sparsity",
+    "check_step",
     "read_nm",
     "read_override",
 ]
@@ -56,6 +57,23 @@ def check_sparsity(what: str, value: float) -> None:
     """
     if not 0.0 <= value <= 1.0:
         raise UsageError(f"prune: expected {what} between 0 and 1, found {value}")
+
+
+def check_step(text: str) -> None:
+    """Check that ``text`` is a sparsity on the way.
+
+    Raises:
+        UsageError: it is no number above 0 and up to 1.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise UsageError(
+            "prune: expected steps as sparsities above 0 and up to 1, as in 0.5+0.7, "
+            f"found '{text}'"
+        )
 
 
 def read_override(item: str) -> tuple[str, float]:

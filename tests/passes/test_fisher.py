@@ -164,7 +164,6 @@ def test_what_cannot_be_estimated_is_refused(tiny_graph, tiny_folder, tmp_path):
         ({"memory": 0.0}, "memory in GB above 0"),
         ({"memory": float("inf")}, "memory in GB above 0"),
         ({"labels": "none"}, "labels auto, data or model"),
-        ({"temperature": 0.0}, "temperature above 0"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

@@ -10,6 +10,7 @@ from obert_compiler.graph.layers import prunable_sites
 from obert_compiler.passes.fisher import Fisher
 from obert_compiler.passes.prune import Prune
 from obert_compiler.pipeline.contract import Context, SilentProgress
+from obert_compiler.pipeline.registry import passes_from_text
 from obert_compiler.tasks import task_for
 
 ROWS = [
@@ -47,7 +48,7 @@ def test_the_mask_is_that_of_the_fisher_and_the_rest_moves(compressed, arch):
 
 
 def test_the_same_seed_gives_the_same_weights(compressed):
-    text = "prune:sparsity=0.6:samples=10:repair_samples=8:steps=2"
+    text = "prune:sparsity=0.6:samples=10:repair_samples=8:steps=0.3"
     runs = [compressed(text, seed=seed)[1] for seed in (1, 1, 2)]
     weights = [[s.weight() for s in prunable_sites(graph)[0]] for graph in runs]
     assert all(np.array_equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
@@ -55,7 +56,9 @@ def test_the_same_seed_gives_the_same_weights(compressed):
 
 
 def test_steps_nest_and_reach_the_target(compressed, tmp_path):
-    _, _, record, lines = compressed("fisher:samples=9,prune:sparsity=0.8", work=tmp_path)
+    _, _, record, lines = compressed(
+        "fisher:samples=9,prune:sparsity=0.8:steps=0.4+0.6+0.9", work=tmp_path
+    )
     assert record["report"]["steps"] == 3
     assert record["report"]["groups_removed"] == record["report"]["groups"] * 8 // 10
     assert "prune: step 3 of 3" in lines
@@ -80,20 +83,45 @@ def test_magnitude_can_be_repaired_by_rows(compressed):
         assert not np.array_equal(a.weight(), b.weight())
 
 
+def test_each_step_is_the_target_of_a_shorter_run(compressed, tiny_graph, tiny_folder):
+    text = "prune:sparsity=0.8:samples=9:steps=0.5+0.7"
+    graph = tiny_graph("bert", "sequence").copy()
+    task = task_for(graph.source)
+    data = Batches.open(ROWS, task, tiny_folder("bert", "sequence"), batch_size=5)
+    (prune,) = passes_from_text(text)
+    context = Context(task=task, data=data)
+    Fisher(samples=9).run(graph, context)
+    for target, result in zip((0.5, 0.7, 0.8), prune.descend(graph, context), strict=True):
+        prune.ensures(result)
+        _, alone, record, _ = compressed(text.replace("0.8", str(target)))
+        assert record["report"]["steps"] == result.report["steps"]
+        for a, b in zip(prunable_sites(alone)[0], prunable_sites(result.graph)[0], strict=True):
+            np.testing.assert_array_equal(a.weight(), b.weight())
+
+
 @pytest.mark.parametrize(
-    ("sparsity", "steps"), [(0.0, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.8, 3), (0.9, 4), (1.0, 5)]
+    ("options", "sparsities"),
+    [
+        ({"sparsity": 0.8}, (0.5, 0.7, 0.8)),
+        ({"sparsity": 0.4}, (0.4,)),
+        ({"sparsity": 0.0}, (0.0,)),
+        ({"sparsity": 1.0, "steps": ("0.5",)}, (0.5, 1.0)),
+        ({"sparsity": 0.8, "steps": ("1",)}, (0.8,)),
+        ({"sparsity": 0.8, "repair": "fisher"}, (0.8,)),
+        ({"sparsity": 0.8, "method": "magnitude"}, (0.8,)),
+        ({"sparsity": 0.8, "method": "magnitude", "repair": "rows"}, (0.5, 0.7, 0.8)),
+    ],
 )
-def test_no_step_removes_more_than_half_of_what_is_left(sparsity, steps):
-    assert Prune(sparsity=sparsity).choices == steps
-    assert Prune(sparsity=sparsity, repair="fisher").choices == 1
-    assert Prune(sparsity=sparsity, method="magnitude").choices == 1
-    assert Prune(sparsity=0.0, override=(f"a@{sparsity}",)).choices == steps
+def test_steps_below_the_target_are_taken(options, sparsities):
+    prune = Prune(**options)
+    whole = max(1 - prune.target, 1e-3)
+    found = [prune.target if way == 1 else 1 - whole**way for way in prune.ways]
+    np.testing.assert_allclose(found, sparsities, atol=1e-12)
 
 
 def test_data_are_needed_where_they_are_read():
     assert Prune().needs_data
     assert not Prune(repair="fisher").needs_data
-    assert Prune(repair="fisher", steps=2).needs_data
     assert not Prune(method="magnitude", sparsity=0.9).needs_data
 
 

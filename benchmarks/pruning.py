@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--task")
     parser.add_argument("--data", required=True)
     parser.add_argument("--eval-data", required=True)
-    parser.add_argument("--samples", type=int, default=1024, help="training examples of a seed")
+    parser.add_argument("--rows", type=int, default=4096, help="training rows of a seed")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME or OPTIONS")
@@ -117,7 +117,7 @@ def main() -> None:
     print(f"{options.model}, {len(held_out.examples)} examples to measure on, {cpu_name()}")
     print(f"dense {measured(graph, held_out):.4f}", flush=True)
     for seed in options.seeds:
-        data = Batches.open(options.data, task, folder, limit=options.samples, seed=seed)
+        data = Batches.open(options.data, task, folder, limit=options.rows, seed=seed)
         context = Context(task=task, data=data, seed=seed)
         Fisher().run(graph, context)
         for method in options.methods:

@@ -88,7 +88,9 @@ class Prune(Pass):
         absolute_damping: the same as a number, in place of ``damping``; the paper has 1e-7.
         samples: examples for the ``fisher`` pass that is inserted when none was asked for, and for
             every later step.
-        repair_samples: examples for ``repair=rows``.
+        repair_samples: examples for ``repair=rows``, at most.
+        repair_positions: positions (tokens) for each input of the widest matrix that are enough for
+            ``repair=rows``; no more examples are taken than have them.
         repair_damping: ridge of ``repair=rows`` towards the dense weights, as a share of the mean
             diagonal of ``X^T X`` of each site.
         memory: bound in GB (10^9 bytes) on the activations that ``repair=rows`` keeps between
@@ -113,7 +115,8 @@ class Prune(Pass):
     repair: Literal["auto", "rows", "fisher", "none"] = "auto"
     steps: tuple[str, ...] = ("0.5", "0.7", "0.8", "0.85", "0.9", "0.95")
     samples: int = 1024
-    repair_samples: int = 1024
+    repair_samples: int = 4096
+    repair_positions: int = 16
     repair_damping: float = 1e-3
     memory: float = 4.0
 
@@ -123,7 +126,12 @@ class Prune(Pass):
         check_one_of("scope", self.scope, "global", "uniform")
         if self.repair == "fisher" and self.method != "fisher":
             raise UsageError("prune: expected method=fisher for repair=fisher, found magnitude")
-        for name, least in (("block", 1), ("samples", 1), ("repair_samples", 1)):
+        for name, least in (
+            ("block", 1),
+            ("samples", 1),
+            ("repair_samples", 1),
+            ("repair_positions", 1),
+        ):
             check_at_least(name, getattr(self, name), least)
         for name in ("damping", "absolute_damping", "repair_damping", "memory"):
             check_positive(name, getattr(self, name))
@@ -400,17 +408,21 @@ class Prune(Pass):
             if not np.array_equal(pruned, W):
                 site.set_weight(pruned)
         if by_rows:
-            data = self._data(context)
+            widest = max(mask.shape[1] for mask in by_rows.values())
+            data = self._data(context, widest)
             walk = LayerwiseRepair(dense, data, self.repair_damping, int(self.memory * _GB))
             walk.repair(graph, by_rows, context.progress)
             for name in by_rows:
                 figures[name] = {"repair_operations": walk.operations[name]}
         return figures, skips
 
-    def _data(self, context: Context) -> Batches:
+    def _data(self, context: Context, widest: int) -> Batches:
+        """Examples with enough positions for matrices of ``widest`` inputs."""
         if context.data is None:
             raise UsageError("prune: expected data for repair=rows, found none; give --data FILE")
-        return context.data.take(self.repair_samples, context.seed)
+        length = np.mean([example.length for example in context.data.examples])
+        enough = math.ceil(self.repair_positions * widest / max(1.0, float(length)))
+        return context.data.take(min(self.repair_samples, enough), context.seed)
 
     def _estimated_again(self, graph: Graph, context: Context) -> Context:
         """A context with the Fisher of ``graph`` as it is now; the first one stays on disk."""

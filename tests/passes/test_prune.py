@@ -280,6 +280,7 @@ def test_partial_fisher_blocks_are_pruned_too(tmp_path):
         ({"absolute_damping": -1.0}, "absolute_damping above 0"),
         ({"samples": 0}, "samples of at least 1"),
         ({"repair_samples": 0}, "repair_samples of at least 1"),
+        ({"repair_positions": 0}, "repair_positions of at least 1"),
         ({"repair_damping": 0.0}, "repair_damping above 0"),
         ({"memory": 0.0}, "memory above 0"),
         ({"steps": ("0.5", "half")}, "steps as sparsities .* found 'half'"),

@@ -1,9 +1,8 @@
 """Second moments of the inputs of Linear sites and of what they aim at, over a stream of rows.
 
-For rows ``x`` (input in the pruned model) and ``z`` (what the dense model has there), each with a
-weight ``c``:
+For rows ``x`` (input in the pruned model) and ``z`` (what the dense model has there):
 
-    H = sum c x^T x,   C = sum c x^T z,   s_x = sum c x,   s_z = sum c z,   n = sum c
+    H = sum x^T x,   C = sum x^T z,   s_x = sum x,   s_z = sum z
 
 ``z`` is the dense input ``x_d`` where many matrices read it, because ``X^T X_d W^T = C W^T`` serves
 them all, or the dense output itself where it is narrower. Sums of several processes add up.
@@ -33,7 +32,6 @@ class ActivationMoments:
         target_width: features of ``z``.
 
     Attributes:
-        total: sum of the weights of the rows.
         rows: number of rows.
     """
 
@@ -42,17 +40,14 @@ class ActivationMoments:
         self._C = np.zeros((width, target_width))
         self._sum_x = np.zeros(width)
         self._sum_z = np.zeros(target_width)
-        self.total = 0.0
         self.rows = 0
-        self._waiting: list[tuple[FloatArray, FloatArray, FloatArray]] = []
+        self._waiting: list[tuple[FloatArray, FloatArray]] = []
 
-    def add(self, x: FloatArray, z: FloatArray, weights: FloatArray | None = None) -> None:
-        """Add rows ``x [n, width]`` and ``z [n, target_width]``, weights ``[n]`` (1 by default)."""
-        if weights is None:
-            weights = np.ones(len(x), np.float32)
+    def add(self, x: FloatArray, z: FloatArray) -> None:
+        """Add rows ``x [n, width]`` and ``z [n, target_width]``."""
         self.rows += len(x)
-        self._waiting.append((x, z, weights))
-        if sum(len(waiting) for waiting, _, _ in self._waiting) >= _ROWS:
+        self._waiting.append((x, z))
+        if sum(len(waiting) for waiting, _ in self._waiting) >= _ROWS:
             self._flush()
 
     def second(self, centred: bool) -> tuple[Float64Array, Float64Array]:
@@ -66,30 +61,25 @@ class ActivationMoments:
         lower = np.tril(self._H)
         H, C = lower + np.tril(lower, -1).T, self._C.copy()
         if centred:
-            H -= np.outer(self._sum_x, self._sum_x) / self._n
-            C -= np.outer(self._sum_x, self._sum_z) / self._n
+            H -= np.outer(self._sum_x, self._sum_x) / max(1, self.rows)
+            C -= np.outer(self._sum_x, self._sum_z) / max(1, self.rows)
         return H, C
 
     def means(self) -> tuple[Float64Array, Float64Array]:
         """Mean ``x`` and mean ``z``."""
         self._flush()
-        return self._sum_x / self._n, self._sum_z / self._n
-
-    @property
-    def _n(self) -> float:
-        return max(self.total, float(np.finfo(np.float64).tiny))
+        return self._sum_x / max(1, self.rows), self._sum_z / max(1, self.rows)
 
     def _flush(self) -> None:
         """Bring rows that wait into the sums."""
         if not self._waiting:
             return
-        x, z, weights = (np.concatenate(part) for part in zip(*self._waiting, strict=True))
+        x, z = (
+            np.concatenate(part).astype(np.float64) for part in zip(*self._waiting, strict=True)
+        )
         self._waiting.clear()
-        root = np.sqrt(weights.astype(np.float64))
-        left, right = x * root[:, None], z * root[:, None]
         # One triangle of X^T X: half the work of the product.
-        self._H = blas.dsyrk(1.0, left.T, beta=1.0, c=self._H, lower=1, overwrite_c=1)
-        self._C += left.T @ right
-        self._sum_x += root @ left
-        self._sum_z += root @ right
-        self.total += float(root @ root)
+        self._H = blas.dsyrk(1.0, x.T, beta=1.0, c=self._H, lower=1, overwrite_c=1)
+        self._C += x.T @ z
+        self._sum_x += x.sum(axis=0)
+        self._sum_z += z.sum(axis=0)

@@ -56,11 +56,14 @@ class GraphStages:
     Attributes:
         stages: without the nodes behind the last sites.
         inputs: for each site the name of the value it multiplies.
+        residuals: for each site whose output goes into a sum alone, with a value that is there
+            when the site runs, the name of that value (the residual connection around it).
         several: sites with several uses (ALBERT's shared layers): they have no place in the order.
     """
 
     stages: tuple[WalkStage, ...]
     inputs: dict[str, str]
+    residuals: dict[str, str]
     several: tuple[str, ...]
 
 
@@ -93,6 +96,19 @@ def cut_into_stages(graph: Graph, sites: Sequence[LinearSite]) -> GraphStages:
             gives[made][_name(value)] = None
     last = {name: number for number, names in enumerate(gives) for name in names}
     last.update((name, number) for number, names in enumerate(reads) for name in names)
+    residuals: dict[str, str] = {}
+    for number, group in enumerate(groups):
+        for site in group:
+            value = _residual(site)
+            if value is None:
+                continue
+            made = -1 if value.producer() is None else stage_of.get(_maker(value), len(groups))
+            if made > number:
+                continue
+            residuals[site.name] = _name(value)
+            if made >= 0:
+                gives[made][_name(value)] = None
+            last[_name(value)] = max(number, last.get(_name(value), number))
     stages = tuple(
         WalkStage(
             tuple(site.name for site in group),
@@ -103,7 +119,22 @@ def cut_into_stages(graph: Graph, sites: Sequence[LinearSite]) -> GraphStages:
         for number, group in enumerate(groups)
     )
     inputs = {site.name: _name(site.inputs[0]) for site in placed}
-    return GraphStages(stages, inputs, tuple(s.name for s in sites if len(s.nodes) > 1))
+    several = tuple(s.name for s in sites if len(s.nodes) > 1)
+    return GraphStages(stages, inputs, residuals, several)
+
+
+def _residual(site: LinearSite) -> ir.Value | None:
+    """The other summand, where the output of ``site`` goes into one sum of equal shapes alone."""
+    output = site.outputs[0]
+    readers = tuple(output.uses())
+    if len(readers) != 1 or output.is_graph_output() or readers[0].node.op_type != "Add":
+        return None
+    add, place = readers[0]
+    other = add.inputs[1 - place]
+    if other is None or other is output or is_constant(other) or other.shape is None:
+        return None
+    same = output.shape is not None and other.shape.rank() == output.shape.rank()
+    return other if same and other.shape[-1] == site.shape[0] else None
 
 
 class StagedRun:
@@ -131,13 +162,12 @@ class StagedRun:
                 store[name] = array
 
     def advance(self, stage: WalkStage) -> Iterator[dict[str, Array]]:
-        """Run ``stage`` and yield, batch by batch, the input of each of its sites, by site."""
-        wanted = {site: self._stages.inputs[site] for site in stage.sites}
+        """Run ``stage`` and yield, batch by batch, inputs and residuals of its sites, by name."""
+        places = (self._stages.inputs, self._stages.residuals)
+        wanted = {names[site] for names in places for site in stage.sites if site in names}
         with _session(self._graph, stage) as session:
             for store in self._kept:
-                known = {
-                    name: store[name] for name in {*stage.reads, *wanted.values()} & set(store)
-                }
+                known = {name: store[name] for name in {*stage.reads, *wanted} & set(store)}
                 if stage.gives:
                     feed = {name: known[name] for name in stage.reads}
                     known.update(zip(stage.gives, session.run(stage.gives, feed), strict=True))
@@ -146,7 +176,7 @@ class StagedRun:
                         store[name] = known[name]
                 for name in stage.drops:
                     store.pop(name, None)
-                yield {site: known[name] for site, name in wanted.items()}
+                yield {name: known[name] for name in wanted}
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """The walk of row repair over a graph: layer by layer, on the activations of the pruned part.
 
+A site whose output is added to a residual stream aims at the sum: what earlier layers have already
+lost there is added to its target, and it makes up for what of it its inputs can tell.
+
 Two runs over the same examples go side by side, one of the dense graph and one of the pruned graph
 (`obert_compiler.passes.graph_stages`). At every stage the second moments of what its sites read are
 summed, the kept weights of the sites are solved for (`obert_compiler.passes.row_repair`), and the
@@ -43,8 +46,6 @@ class LayerwiseRepair:
         data: examples.
         damping: ridge, as a share of the mean diagonal of ``H`` of each site.
         held_bytes: bound on activations kept in memory between stages.
-        importance: for each site the weight of every position in the least squares, batch by
-            batch, ``[batch, positions]``; None counts all alike.
         operations: multiply-adds of the factorisations of each site.
         rows: positions in the least squares.
     """
@@ -53,7 +54,6 @@ class LayerwiseRepair:
     data: Batches
     damping: float
     held_bytes: int
-    importance: Mapping[str, Sequence[FloatArray]] | None = None
     operations: dict[str, int] = field(default_factory=dict)
     rows: int = 0
     _feeds: list[dict[str, Any]] = field(default_factory=list)
@@ -74,11 +74,11 @@ class LayerwiseRepair:
         half = self.held_bytes // 2
         runs = [StagedRun(g, stages, self._feeds, half) for g in (self.dense, graph)]
         for stage in progress.track(stages.stages, "layers", len(stages.stages)):
-            groups: dict[str, list[str]] = {}
+            groups: dict[tuple[str, str], list[LinearSite]] = {}
             for name in stage.sites:
-                key = stages.inputs[name] if self.importance is None else name
-                groups.setdefault(key, []).append(name)
-            targets = [_Target([dense[name] for name in group]) for group in groups.values()]
+                key = stages.inputs[name], stages.residuals.get(name, "")
+                groups.setdefault(key, []).append(dense[name])
+            targets = [_Target(group, *key) for key, group in groups.items()]
             self._sum_up(stage, runs, targets)
             for target in targets:
                 for name in target.names:
@@ -89,20 +89,13 @@ class LayerwiseRepair:
     ) -> None:
         """Add all batches to the moments of ``targets``."""
         batches = zip(*(run.advance(stage) for run in runs), strict=True)
-        for number, (wanted, found) in enumerate(batches):
+        for number, values in enumerate(batches):
             mask = self._feeds[number].get("attention_mask")
+            dense, pruned = (
+                {name: real_rows(array, mask) for name, array in found.items()} for found in values
+            )
             for target in targets:
-                name = target.names[0]
-                x_dense, x = real_rows(wanted[name], mask), real_rows(found[name], mask)
-                if not np.isfinite(x).all():
-                    raise NumericsError(
-                        f"site '{name}': expected finite activations in the pruned model, found "
-                        "NaN or infinity; lower the sparsity, or raise the damping"
-                    )
-                weights = None
-                if self.importance is not None:
-                    weights = real_rows(self.importance[name][number][..., None], mask)[:, 0]
-                target.add(x, x_dense, weights)
+                target.add(pruned, dense)
 
     def _repair_site(self, site: LinearSite, target: _Target, kept: BoolArray) -> None:
         W, bias = target.weights[site.name], target.biases[site.name]
@@ -118,30 +111,39 @@ class LayerwiseRepair:
 
 
 class _Target:
-    """Sites that read the same input, what they aim at, and their moments.
+    """Sites that read the same input and add to the same residual, what they aim at, their moments.
 
-    The dense inputs serve all of them; where their outputs together are narrower, the dense outputs
-    (without bias) are summed instead.
+    The dense inputs serve all of them; where their outputs together are narrower, or there is a
+    residual, the dense outputs (without bias) are summed instead.
     """
 
-    def __init__(self, sites: Sequence[LinearSite]) -> None:
+    def __init__(self, sites: Sequence[LinearSite], input_name: str, residual: str) -> None:
         self.names = [site.name for site in sites]
         self.weights = {site.name: site.weight() for site in sites}
         self.biases = {site.name: site.bias() for site in sites}
+        self._input, self._residual = input_name, residual
         ends = np.cumsum([0, *(len(W) for W in self.weights.values())])
         self._columns = {
             name: slice(a, b) for name, a, b in zip(self.names, ends[:-1], ends[1:], strict=True)
         }
         width = sites[0].shape[1]
-        self._outputs = int(ends[-1]) < width
+        self._outputs = bool(residual) or int(ends[-1]) < width
         self.moments = ActivationMoments(width, int(ends[-1]) if self._outputs else width)
 
-    def add(self, x: FloatArray, x_dense: FloatArray, weights: FloatArray | None) -> None:
-        """Add rows."""
+    def add(self, pruned: Mapping[str, FloatArray], dense: Mapping[str, FloatArray]) -> None:
+        """Add rows of both models, by name of the value."""
+        x, aim = pruned[self._input], dense[self._input]
         if self._outputs:
-            outputs = [x_dense @ W.T for W in self.weights.values()]
-            x_dense = np.concatenate(outputs, axis=1)
-        self.moments.add(x, x_dense, weights)
+            aim = np.concatenate([aim @ W.T for W in self.weights.values()], axis=1)
+        if self._residual:
+            lost = dense[self._residual] - pruned[self._residual]
+            aim += np.tile(lost, (1, len(self.names)))
+        if not (np.isfinite(x).all() and np.isfinite(aim).all()):
+            raise NumericsError(
+                f"site '{self.names[0]}': expected finite activations in the pruned model, found "
+                "NaN or infinity; lower the sparsity, or raise repair_damping"
+            )
+        self.moments.add(x, aim)
 
     def system(self, name: str) -> tuple[Float64Array, Float64Array]:
         """``H`` and ``T`` of one site, centred where it has a bias."""

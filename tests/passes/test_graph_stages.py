@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from obert_compiler.graph import Graph, Source
-from obert_compiler.graph.layers import prunable_sites
+from obert_compiler.graph.layers import find_encoder_layers, prunable_sites
 from obert_compiler.graph.linear import find_linear_sites
 from obert_compiler.passes.graph_stages import StagedRun, cut_into_stages
 
@@ -57,10 +57,10 @@ def test_weights_changed_between_stages_count():
     x = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
     run = StagedRun(graph, stages, [{"x": x}, {"x": 2 * x}], 1 << 20)
     (first,) = [list(run.advance(stages.stages[0]))]
-    np.testing.assert_array_equal(first[1]["b"], 2 * x)
+    np.testing.assert_array_equal(first[1]["x"], 2 * x)
     sites[0].set_weight(np.array([[1, 1], [0, 1]], np.float32))
     second = list(run.advance(stages.stages[1]))
-    np.testing.assert_allclose(second[0]["c"], np.maximum(x @ [[1, 0], [1, 1]], 0), rtol=1e-6)
+    np.testing.assert_allclose(second[0]["bent"], np.maximum(x @ [[1, 0], [1, 1]], 0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("held_bytes", [0, 1 << 24])
@@ -83,11 +83,29 @@ def test_every_site_of_an_encoder_sees_the_input_of_the_whole_run(
     for stage in stages.stages:
         for batch, inputs in enumerate(run.advance(stage)):
             found[batch].update(inputs)
-    assert set(found[0]) == {site.name for site in sites}
+    assert set(stages.inputs) == {site.name for site in sites}
+    names = {*stages.inputs.values(), *stages.residuals.values()}
+    assert set(found[0]) == names
     for feed, inputs in zip(feeds, found, strict=True):
-        whole = values_at_once(graph, sorted(set(stages.inputs.values())), feed, tmp_path)
+        whole = values_at_once(graph, sorted(names), feed, tmp_path)
         for name, x in inputs.items():
-            np.testing.assert_allclose(x, whole[stages.inputs[name]], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(x, whole[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["bert", "deberta-v3", "modernbert", "distilbert"])
+def test_the_last_matrices_of_attention_and_of_a_layer_have_a_residual(tiny_graph, arch):
+    graph = tiny_graph(arch, "sequence")
+    sites, _ = prunable_sites(graph)
+    found = cut_into_stages(graph, sites).residuals
+    layers = find_encoder_layers(graph)
+    assert len(found) == 2 * len(layers)
+    assert {layers.layer_of(name) for name in found} == set(range(len(layers)))
+
+
+def test_a_summand_that_comes_later_is_no_residual():
+    graph = branches()
+    stages = cut_into_stages(graph, list(find_linear_sites(graph)))
+    assert not stages.residuals
 
 
 def test_a_site_with_several_uses_has_no_place(tiny_graph):

@@ -17,7 +17,7 @@ OUTPUTS = {"first": 8, "second": 8, "last": 4}
 
 
 def network(bias=True, seed=0):
-    """first [8, 8], Relu, second [8, 8], Relu, last [4, 8]; zero biases, one for both of 8."""
+    """h = relu(first(x)), g = relu(h + second(h)), last(g); zero biases, those of 8 one value."""
     rng = np.random.default_rng(seed)
     x = ir.val("x", ir.DataType.FLOAT, ["batch", "tokens", 8])
     nodes, constants, value = [], [], x
@@ -34,12 +34,15 @@ def network(bias=True, seed=0):
         nodes.append(ir.node("MatMul", [value, weight]))
         if bias:
             nodes.append(ir.node("Add", [nodes[-1].outputs[0], zeros[outputs]]))
+        if name == "second":
+            nodes.append(ir.node("Add", [nodes[-1].outputs[0], value]))
         if name != "last":
             nodes.append(ir.node("Relu", [nodes[-1].outputs[0]]))
         value = nodes[-1].outputs[0]
     for number, node in enumerate(nodes):
         node.outputs[0].name = f"value{number}"
         node.outputs[0].dtype = ir.DataType.FLOAT
+        node.outputs[0].shape = ir.Shape(["batch", "tokens", 8])
     value.shape = ir.Shape(["batch", "tokens", 4])
     graph = ir.Graph(
         [x], [value], nodes=nodes, initializers=constants, opset_imports={"": 21}, name="network"
@@ -78,15 +81,16 @@ def test_each_layer_aims_at_dense_outputs_from_the_repaired_layers_before_it(bia
     graph, _ = repaired(dense, kept, x, held_bytes)
     x_p = x_d = x.reshape(-1, 8).astype(np.float64)
     for site in find_linear_sites(graph):
-        W = before[site.name]
-        p, d = (x_p - x_p.mean(axis=0), x_d - x_d.mean(axis=0)) if bias else (x_p, x_d)
-        expected = repair_rows(p.T @ p, p.T @ d @ W.T, kept[site.name], W, damping=DAMPING)
+        W, residual = before[site.name], site.name == "second"
+        aim = x_d @ W.T + (x_d - x_p if residual else 0)
+        p, z = (x_p - x_p.mean(axis=0), aim - aim.mean(axis=0)) if bias else (x_p, aim)
+        expected = repair_rows(p.T @ p, p.T @ z, kept[site.name], W, damping=DAMPING)
         np.testing.assert_allclose(site.weight(), expected, rtol=1e-3, atol=1e-4)
-        shift = x_d.mean(axis=0) @ W.T - x_p.mean(axis=0) @ expected.T
+        shift = aim.mean(axis=0) - x_p.mean(axis=0) @ expected.T if bias else 0
         if bias:
             np.testing.assert_allclose(site.bias(), shift, rtol=1e-3, atol=1e-3)
-        x_p = np.maximum(x_p @ expected.T + (shift if bias else 0), 0)
-        x_d = np.maximum(x_d @ W.T, 0)
+        x_p = np.maximum(x_p @ expected.T + shift + (x_p if residual else 0), 0)
+        x_d = np.maximum(x_d @ W.T + (x_d if residual else 0), 0)
 
 
 def test_the_dense_graph_stays_as_it_was_and_a_bias_shared_before_is_the_site_s_own():

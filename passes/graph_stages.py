@@ -99,16 +99,17 @@ def cut_into_stages(graph: Graph, sites: Sequence[LinearSite]) -> GraphStages:
     residuals: dict[str, str] = {}
     for number, group in enumerate(groups):
         for site in group:
-            value = _residual(site)
-            if value is None:
+            beside = _residual(site)
+            if beside is None:
                 continue
-            made = -1 if value.producer() is None else stage_of.get(_maker(value), len(groups))
+            name, maker = _name(beside), beside.producer()
+            made = -1 if maker is None else stage_of.get(maker, len(groups))
             if made > number:
                 continue
-            residuals[site.name] = _name(value)
+            residuals[site.name] = name
             if made >= 0:
-                gives[made][_name(value)] = None
-            last[_name(value)] = max(number, last.get(_name(value), number))
+                gives[made][name] = None
+            last[name] = max(number, last.get(name, number))
     stages = tuple(
         WalkStage(
             tuple(site.name for site in group),

@@ -75,6 +75,16 @@ def test_a_weight_with_several_uses_keeps_its_fisher_repair(compressed):
     }
 
 
+@pytest.mark.parametrize(("option", "span", "kept"), [("block=1", 1, None), ("nm=2of4", 4, 2)])
+def test_single_weights_and_n_of_m_go_through_the_same_solver(compressed, option, span, kept):
+    _, graph, record, _ = compressed(f"prune:{option}")
+    assert record["report"]["sparsity"] == 0.5
+    for site in prunable_sites(graph)[0]:
+        if kept is not None:
+            assert (np.count_nonzero(site.weight().reshape(-1, span), axis=1) <= kept).all()
+        assert record["report"]["sites"][site.name]["repair_operations"] > 0
+
+
 def test_magnitude_can_be_repaired_by_rows(compressed):
     _, repaired, _, _ = compressed("prune:sparsity=0.5:method=magnitude:repair=rows")
     _, masked, _, _ = compressed("prune:sparsity=0.5:method=magnitude")

@@ -22,6 +22,8 @@ FloatArray = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 _ROWS = 4096
+_ROUNDING = 1e-12
+"""Of float32 activations that are equal but for rounding, squared, with room."""
 
 
 class ActivationMoments:
@@ -69,6 +71,13 @@ class ActivationMoments:
         """Mean ``x`` and mean ``z``."""
         self._flush()
         return self._sum_x / max(1, self.rows), self._sum_z / max(1, self.rows)
+
+    @property
+    def constant(self) -> bool:
+        """Whether no ``x`` varies by more than rounding: then there is nothing to fit but means."""
+        H, _ = self.second(centred=False)
+        centred, _ = self.second(centred=True)
+        return bool(np.trace(centred) <= _ROUNDING * np.trace(H))
 
     def _flush(self) -> None:
         """Bring rows that wait into the sums."""

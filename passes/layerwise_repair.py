@@ -47,7 +47,8 @@ class LayerwiseRepair:
         damping: ridge, as a share of the mean diagonal of ``H`` of each site.
         held_bytes: bound on activations kept in memory between stages.
         operations: multiply-adds of the factorisations of each site.
-        rows: positions in the least squares.
+        positions: rows of its least squares.
+        constant: sites whose input does not vary; their kept weights are the dense ones.
     """
 
     dense: Graph
@@ -55,7 +56,8 @@ class LayerwiseRepair:
     damping: float
     held_bytes: int
     operations: dict[str, int] = field(default_factory=dict)
-    rows: int = 0
+    positions: dict[str, int] = field(default_factory=dict)
+    constant: list[str] = field(default_factory=list)
     _feeds: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -99,12 +101,17 @@ class LayerwiseRepair:
 
     def _repair_site(self, site: LinearSite, target: _Target, kept: BoolArray) -> None:
         W, bias = target.weights[site.name], target.biases[site.name]
-        H, T = target.system(site.name)
-        where = f"site '{site.name}'"
-        repaired = repair_rows(H, T, kept, W, damping=self.damping, where=where)
+        self.positions[site.name] = target.moments.rows
+        if bias is not None and target.moments.constant:
+            self.constant.append(site.name)
+            self.operations[site.name] = 0
+            repaired = np.where(kept, W, 0.0).astype(np.float64)
+        else:
+            H, T = target.system(site.name)
+            where = f"site '{site.name}'"
+            repaired = repair_rows(H, T, kept, W, damping=self.damping, where=where)
+            self.operations[site.name] = solve_operations(kept)
         site.set_weight(repaired.astype(np.float32))
-        self.operations[site.name] = solve_operations(kept)
-        self.rows = max(self.rows, target.moments.rows)
         if bias is not None:
             mean, mean_output = target.means(site.name)
             site.set_bias((bias + mean_output - repaired @ mean).astype(np.float32))

@@ -55,7 +55,10 @@ _FISHER_BLOCK = 32
 _LEAST_DENSITY = 1e-3
 """Stands for the density 0 in the logarithms of steps."""
 _GB = 10**9
-_SEVERAL = "its weight is used several times, and row repair knows one input"
+_SEVERAL = "its weight is used several times, and repair=rows knows one input"
+_CONSTANT = (
+    "its input is the same at every position of the pruned model: only its bias was repaired"
+)
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -126,13 +129,8 @@ class Prune(Pass):
         check_one_of("scope", self.scope, "global", "uniform")
         if self.repair == "fisher" and self.method != "fisher":
             raise UsageError("prune: expected method=fisher for repair=fisher, found magnitude")
-        for name, least in (
-            ("block", 1),
-            ("samples", 1),
-            ("repair_samples", 1),
-            ("repair_positions", 1),
-        ):
-            check_at_least(name, getattr(self, name), least)
+        for name in ("block", "samples", "repair_samples", "repair_positions"):
+            check_at_least(name, getattr(self, name), 1)
         for name in ("damping", "absolute_damping", "repair_damping", "memory"):
             check_positive(name, getattr(self, name))
         if self.sparsity is not None:
@@ -255,6 +253,7 @@ class Prune(Pass):
         names = [site.name for site in sites]
         before: list[int] = []
         dense = graph.copy()
+        self._check_gradients(sites, context)
         for number, way in enumerate(self.ways):
             if number:
                 context.progress.say(f"prune: step {number + 1} of {len(self.ways)}")
@@ -309,6 +308,19 @@ class Prune(Pass):
                     f"pruning, found {found}"
                 )
 
+    def _check_gradients(self, sites: Sequence[LinearSite], context: Context) -> None:
+        """Of the model as it came; what a later step cuts off costs nothing and may go."""
+        statistics = context.statistics.get("fisher")
+        if self.method != "fisher" or statistics is None:
+            return
+        for site in sites:
+            if statistics.mean_squares.get(site.name) == 0:
+                raise NumericsError(
+                    f"site '{site.name}': expected gradients, found none that differs from zero; "
+                    f"it does not reach the loss: leave it out (exclude={site.name}), or give more "
+                    "samples"
+                )
+
     def _fisher_of(self, site: LinearSite, context: Context) -> FisherMatrix:
         statistics = context.statistics.get("fisher")
         if statistics is None:
@@ -322,11 +334,6 @@ class Prune(Pass):
             raise GraphError(
                 f"site '{site.name}': expected the Fisher of a {site.shape} matrix, found that of "
                 f"{(layout.rows, layout.columns)}; run 'fisher' again"
-            )
-        if statistics.mean_squares[site.name] == 0:
-            raise NumericsError(
-                f"site '{site.name}': expected gradients, found none that differs from zero; it "
-                f"does not reach the loss: leave it out (exclude={site.name}), or give more samples"
             )
         damping = self.absolute_damping or self.damping * statistics.mean_square
         return FisherMatrix(blocks, layout, damping, f"site '{site.name}'")
@@ -380,40 +387,36 @@ class Prune(Pass):
     ) -> tuple[dict[str, dict[str, Any]], list[Skip]]:
         """Remove the groups of ``masks`` and repair; figures for the report, and what was not."""
         by_rows: dict[str, BoolArray] = {}
-        figures: dict[str, dict[str, Any]] = {}
+        figures: dict[str, dict[str, Any]] = {name: {} for name in masks}
         skips: list[Skip] = []
         sites = [site for site in find_linear_sites(graph) if site.name in masks]
         for site in context.progress.track(sites, "repair", len(sites)):
             W = site.weight()
             removed = np.repeat(masks[site.name], self.group, axis=1)
-            figures[site.name] = {}
-            if self.repaired_by == "rows" and len(site.nodes) == 1:
+            repaired_by = self.repaired_by
+            if repaired_by == "rows" and len(site.nodes) > 1:
+                repaired_by = "fisher" if self.method == "fisher" else "none"
+                skips.append(Skip(site.name, f"{_SEVERAL}; repair={repaired_by} instead"))
+            if repaired_by == "rows":
                 by_rows[site.name] = ~removed & (W != 0)
+            if repaired_by == "rows" or self.method == "magnitude":
                 pruned = np.where(removed, np.float32(0), W)
-            elif self.repaired_by == "rows" and self.method != "fisher":
-                skips.append(Skip(site.name, f"{_SEVERAL}: pruned without repair"))
-                pruned = np.where(removed, np.float32(0), W)
-            elif self.method == "fisher":
-                if self.repaired_by == "rows":
-                    skips.append(Skip(site.name, f"{_SEVERAL}: repaired inside its Fisher blocks"))
-                fisher = self._fisher_of(site, context)
-                remove = fisher.remove if self.repaired_by == "none" else fisher.repair
-                pruned, increase = remove(W, removed)
-                figures[site.name] = {
-                    "predicted_loss_increase": increase,
-                    "damping": fisher.damping,
-                }
             else:
-                pruned = np.where(removed, np.float32(0), W)
+                fisher = self._fisher_of(site, context)
+                remove = fisher.remove if repaired_by == "none" else fisher.repair
+                pruned, increase = remove(W, removed)
+                figures[site.name]["predicted_loss_increase"] = increase
+                figures[site.name]["damping"] = fisher.damping
             if not np.array_equal(pruned, W):
                 site.set_weight(pruned)
         if by_rows:
-            widest = max(mask.shape[1] for mask in by_rows.values())
-            data = self._data(context, widest)
+            data = self._data(context, max(mask.shape[1] for mask in by_rows.values()))
             walk = LayerwiseRepair(dense, data, self.repair_damping, int(self.memory * _GB))
             walk.repair(graph, by_rows, context.progress)
+            skips += [Skip(name, _CONSTANT) for name in walk.constant]
             for name in by_rows:
-                figures[name] = {"repair_operations": walk.operations[name]}
+                figures[name]["repair_operations"] = walk.operations[name]
+                figures[name]["repair_positions"] = walk.positions[name]
         return figures, skips
 
     def _data(self, context: Context, widest: int) -> Batches:

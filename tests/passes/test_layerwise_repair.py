@@ -103,8 +103,25 @@ def test_the_dense_graph_stays_as_it_was_and_a_bias_shared_before_is_the_site_s_
     first, second, _ = find_linear_sites(graph)
     assert first.bias().any()
     assert not np.array_equal(first.bias(), second.bias())
-    assert walk.rows == 120
+    assert set(walk.positions.values()) == {120}
+    assert not walk.constant
     assert set(walk.operations) == set(OUTPUTS)
+
+
+def test_behind_a_matrix_that_is_gone_the_bias_alone_is_repaired():
+    dense, kept, x = network(), masks(), rows()
+    kept["first"][:] = kept["second"][:] = False
+    graph, walk = repaired(dense, kept, x)
+    assert walk.constant == ["second", "last"]
+    first, second, last = find_linear_sites(graph)
+    W = next(s.weight() for s in find_linear_sites(dense) if s.name == "last")
+    np.testing.assert_array_equal(last.weight(), np.where(kept["last"], W, 0))
+    hidden = np.maximum(first.bias(), 0)
+    constant = np.maximum(second.bias() + hidden, 0) @ last.weight().T + last.bias()
+    W_1, W_2 = (s.weight() for s in list(find_linear_sites(dense))[:2])
+    h = np.maximum(x.reshape(-1, 8) @ W_1.T, 0)
+    expected = (np.maximum(h @ W_2.T + h, 0) @ W.T).mean(axis=0)
+    np.testing.assert_allclose(constant, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_activations_that_are_not_finite_are_refused():

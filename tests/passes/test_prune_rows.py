@@ -66,12 +66,18 @@ def test_steps_nest_and_reach_the_target(compressed, tmp_path):
     assert not any("fewer than" in line for line in lines)
 
 
+def test_everything_can_be_removed_in_steps(compressed):
+    _, graph, record, _ = compressed("prune:sparsity=1:samples=6:steps=0.9+0.99")
+    assert not any(site.weight().any() for site in prunable_sites(graph)[0])
+    reasons = {skip["reason"] for skip in record["skips"] if "only its bias" in skip["reason"]}
+    assert len(reasons) == 1
+
+
 def test_a_weight_with_several_uses_keeps_its_fisher_repair(compressed):
     _, _, record, _ = compressed("prune:sparsity=0.5", "albert")
     reasons = {skip["reason"] for skip in record["skips"] if "several times" in skip["reason"]}
     assert reasons == {
-        "its weight is used several times, and row repair knows one input: repaired inside its "
-        "Fisher blocks"
+        "its weight is used several times, and repair=rows knows one input; repair=fisher instead"
     }
 
 

@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--eval-data", required=True)
     parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--repair", default="auto", help="of the Fisher rows")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5])
     options = parser.parse_args()
 
@@ -39,13 +40,14 @@ def main() -> None:
     rows = ["none", "quant,pack"]
     for sparsity in options.sparsity:
         pruned = f"prune:sparsity={sparsity}:block=4"
-        rows += [pruned, f"{pruned}:method=magnitude", f"{pruned},quant,pack"]
+        by_fisher = f"{pruned}:repair={options.repair}"
+        rows += [by_fisher, f"{pruned}:method=magnitude", f"{by_fisher},quant,pack"]
     print(f"{options.model} on {options.eval_data}, {len(held_out.examples)} examples")
     for passes in rows:
         with tempfile.TemporaryDirectory() as name:
             compiled = PassManager(passes).run(graph, data=data, task=task)
             out = emit(compiled, "onnx", Path(name) / "out")
-            here = evaluate(str(out), held_out)
+            here = evaluate(str(out), held_out, engine="cpu")
             size = model_bytes(str(out)) / 1e6
             row = f"{passes:50} {here.metric_name} {here.value:.4f}  {size:6.1f} MB"
             if "quant" in passes:

@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What the engine is compiled from: a change installs again, which compiles only what changed.
+ENGINE := $(shell find backends/engine -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt)
+# With a compiler at hand, an engine that does not compile is an error.
+export OBERT_REQUIRE_ENGINE := $(if $(shell command -v $${CXX:-c++}),1,0)
 # Two workers with one thread each: more threads than cores only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
@@ -14,7 +18,7 @@ help:  ## list the targets
 
 venv: $(STAMP)  ## create .venv with everything that demo and tests need
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(ENGINE)
 	@echo "make: installing obert-compiler and what it needs into $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch

@@ -275,7 +275,9 @@ def _measure_before(
     if eval_data is None or "metric" in checkpoints.notes:
         return
     told.say(f"evaluating the model as it came on {eval_data.describe()}")
-    found = evaluate(checkpoints.lowered_model, eval_data, threads=threads, progress=told)
+    found = evaluate(
+        checkpoints.lowered_model, eval_data, engine="cpu", threads=threads, progress=told
+    )
     checkpoints.note("metric", {"name": found.metric_name, "before": found.value}, graph.source)
 
 
@@ -298,10 +300,11 @@ def _emit(graph: Graph, backend: Backend, checkpoints: Checkpoints, folder: Path
 
 @dataclass(frozen=True)
 class _Measured:
-    """Metric and latency before and after, as the report holds them."""
+    """Metric and latency before and after, and what the engine took, as the report holds them."""
 
     metric: dict[str, Any] | None
     latency: dict[str, Any] | None
+    engine: dict[str, Any] | None
 
 
 def _measure(
@@ -312,19 +315,28 @@ def _measure(
     with_latency: bool,
     told: Progress,
 ) -> _Measured:
-    metric = latency = None
+    metric = latency = engine = None
     if eval_data is not None:
         told.say("evaluating the compiled model")
         found = evaluate(emitted.model, eval_data, threads=threads, progress=told)
         metric = checkpoints.notes["metric"] | {"after": found.value, "examples": found.examples}
     if with_latency:
         told.say("timing both models in turn")
-        timed = bench(
-            emitted.model, against=checkpoints.lowered_model, threads=threads, progress=told
-        ).to_dict()
+        found_ms = bench(
+            emitted.model,
+            checkpoints.lowered_model,
+            against_engine="cpu",
+            threads=threads,
+            progress=told,
+        )
+        if found_ms.reason:
+            told.say(f"the engine is not used: {found_ms.reason}")
+        timed = found_ms.to_dict()
         latency = {key: timed[key] for key in ("batch", "sequence", "threads", "ratio")}
         latency |= {"before_ms": timed["against_ms"], "after_ms": timed["model_ms"]}
-    return _Measured(metric, latency)
+        latency |= {"before_engine": timed["against_engine"], "after_engine": timed["engine"]}
+        engine = timed["claims"]
+    return _Measured(metric, latency, engine)
 
 
 def _report(
@@ -345,6 +357,7 @@ def _report(
         bytes_after=emitted.report["bytes"],
         metric=measured.metric,
         latency=measured.latency,
+        engine=measured.engine,
         notes=notes,
         cpu=cpu_name(),
         threads=threads or default_threads(),

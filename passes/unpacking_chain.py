@@ -9,8 +9,18 @@ and runs the same integer kernels as for a stored matrix. Runtimes that do not f
 ScatterND (OpenVINO) compute it at every call: the same numbers, more slowly.
 
 What the chain leaves behind while a runtime folds it counts at load: one `ConstantOfShape` serves
-every matrix of the same number of blocks, and gaps are stored as a column so that they need no
-Unsqueeze.
+every matrix of the same number of blocks, gaps are stored as a column so that they need no
+Unsqueeze, and the matrices of a large model take turns (`unpacking_turns`). The axis of CumSum, a
+zero, is what a turn waits for. In the first it is an initializer; each next one computes it from
+the one before:
+
+    zero [] uint8 -> DequantizeLinear -> Abs -> Add -> QuantizeLinear = the next zero -> Cast = axis
+               └───────── Cast(float32) ─────────┘
+
+ONNX Runtime folds a DequantizeLinear only together with one op of one input and the QuantizeLinear
+behind it, and it drops an addition of zero, but only where it knows the zero when it begins to go
+over the graph: so each time one more turn is reached. A runtime that folds everything at once
+unpacks all matrices at once, to the same weights.
 """
 
 from __future__ import annotations
@@ -23,12 +33,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from obert_compiler.passes.sparse_packing import PackedMatrix
+from obert_compiler.passes.unpacking_turns import turns
 
 __all__ = ["UnpackingChains", "is_unpacked"]
 
 Array = npt.NDArray[np.generic]
 
 _INT64 = ir.DataType.INT64
+_FLOAT = ir.DataType.FLOAT
+_UINT8 = ir.DataType.UINT8
 
 
 def is_unpacked(value: ir.Value) -> bool:
@@ -55,6 +68,7 @@ class UnpackingChains:
         self._shared: dict[str, ir.Value] = {}
         self._count = 0
         self._head: list[ir.Node] = []
+        self._sums: list[tuple[ir.Node, int]] = []
 
     def replace(self, stored: ir.Value, packed: PackedMatrix, *, transposed: bool) -> None:
         """Let a chain over ``packed`` make what the initializer ``stored`` holds.
@@ -78,6 +92,7 @@ class UnpackingChains:
         steps = self._node("Cast", [gaps], f"{label}.steps", _INT64, [count, 1], to=_INT64.value)
         axis = self._constant("unpack.axis", np.array(0, np.int64))
         places = self._node("CumSum", [steps, axis], f"{label}.places", _INT64, [count, 1])
+        self._sums.append((self._head[-1], rows * columns * packed.values.itemsize))
         filled = self._node(
             "ScatterND", [zeros, places, values], f"{label}.blocks", dtype, [blocks, packed.block]
         )
@@ -93,10 +108,37 @@ class UnpackingChains:
         matrix.name = name
 
     def insert(self) -> None:
-        """Put the nodes of every chain in front of all others."""
+        """Let the chains take turns and put their nodes in front of all others."""
         if self._head:
-            self._graph.insert_before(self._graph[0], self._head)
+            chains, self._head = self._head, []
+            self._take_turns()
+            self._graph.insert_before(self._graph[0], [*self._head, *chains])
             self._head = []
+
+    def _take_turns(self) -> None:
+        chosen = turns([size for _, size in self._sums])
+        axes: list[ir.Value] = []
+        zero = scale = None
+        for turn in range(1, max(chosen) + 1):
+            if zero is None or scale is None:
+                zero = self._constant("unpack.zero", np.array(0, np.uint8))
+                scale = self._constant("unpack.scale", np.array(1, np.float32))
+            zero = self._next_zero(zero, scale, f"unpack.turn{turn}")
+            axes.append(
+                self._node("Cast", [zero], f"unpack.turn{turn}.axis", _INT64, [], to=_INT64.value)
+            )
+        for (node, _), turn in zip(self._sums, chosen, strict=True):
+            if turn:
+                node.replace_input_with(1, axes[turn - 1])
+        self._sums = []
+
+    def _next_zero(self, zero: ir.Value, scale: ir.Value, name: str) -> ir.Value:
+        """A zero that ONNX Runtime knows one round later than ``zero``."""
+        read = self._node("DequantizeLinear", [zero, scale], f"{name}.read", _FLOAT, [])
+        size = self._node("Abs", [read], f"{name}.abs", _FLOAT, [])
+        known = self._node("Cast", [zero], f"{name}.known", _FLOAT, [], to=_FLOAT.value)
+        total = self._node("Add", [size, known], f"{name}.sum", _FLOAT, [])
+        return self._node("QuantizeLinear", [total, scale], name, _UINT8, [])
 
     def _zeros(self, blocks: int, block: int, dtype: np.dtype[np.generic]) -> ir.Value:
         name = f"unpack.zeros.{blocks}x{block}.{dtype.name}"

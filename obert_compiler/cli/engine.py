@@ -1,31 +1,45 @@
-"""Say where the execution provider for ONNX Runtime lies."""
+"""Say where the engine lies and whether it runs here.
+
+The engine is an execution provider for ONNX Runtime, a shared library. Programs in other languages
+register it under the name ObertExecutionProvider; docs/engine.md says how.
+"""
 
 from __future__ import annotations
 
 import argparse
 
 from obert_compiler.cli.console import Console
-from obert_compiler.errors import FailureError
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
 NAME = "engine"
-SUMMARY = "where the execution provider for ONNX Runtime lies"
+SUMMARY = "where the execution provider for ONNX Runtime lies, and whether it loads"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``obertc engine`` accepts."""
-    parser.add_argument("--path", action="store_true", help="print the path of the library")
+    parser.add_argument(
+        "--path", action="store_true", help="print the path of the library, without loading it"
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Report that there is none.
+    """Print the path, or what loading the library shows.
 
     Raises:
-        FailureError: this build carries no engine.
+        FailureError: there is no library, or ONNX Runtime cannot use it.
     """
-    del options, console
-    raise FailureError(
-        "engine: expected the library of an execution provider, found none; this build carries no "
-        "engine, compiled models run in stock ONNX Runtime"
-    )
+    from obert_compiler.runtime.provider import describe_engine, engine_library, no_library
+
+    if options.path:
+        library = engine_library()
+        if library is None:
+            raise no_library()
+        console.result({"path": str(library)})
+        console.line(str(library))
+        return 0
+    found = describe_engine()
+    console.result(found.to_dict())
+    for name, value in found.to_dict().items():
+        console.line(f"{name:12} {value}")
+    return 0

@@ -9,7 +9,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from obert_compiler.cli.console import Console
-from obert_compiler.errors import FailureError, UsageError
+from obert_compiler.errors import UsageError
 
 if TYPE_CHECKING:
     from obert_compiler.cli.models import Model
@@ -27,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL_OR_OUT", help="what to evaluate")
     add("--data", metavar="FILE", required=True, help="labelled data (jsonl, csv, parquet, hub)")
-    add("--engine", default="cpu", metavar="NAME", help="cpu (ONNX Runtime), openvino or torch")
+    add(
+        "--engine",
+        metavar="NAME",
+        help="obert, cpu (ONNX Runtime alone), openvino or torch (default: obert, or cpu where "
+        "that is not installed)",
+    )
     add("--task", metavar="TASK", help="task of the model (default: as it was compiled)")
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where the model has none")
     add("--seq-len", type=int, default=128, metavar="N", help="longest sequence (default: 128)")
@@ -41,6 +46,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Evaluate and print the figures."""
     from obert_compiler.cli.models import open_model
     from obert_compiler.data.batches import Batches
+    from obert_compiler.runtime.engine import engine_reason
     from obert_compiler.runtime.evaluate import evaluate
     from obert_compiler.tasks import task_for
 
@@ -60,7 +66,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
         limit=options.samples,
         seed=options.seed,
     )
-    found = evaluate(_engine(model, options), data, threads=options.threads, progress=console)
+    engine = _engine(model, options)
+    reason = engine_reason(engine)
+    if reason:
+        console.say(f"the engine is not used: {reason}")
+    found = evaluate(engine, data, threads=options.threads, progress=console)
     console.result(found.to_dict() | {"model": options.model, "data": options.data})
     rows = [(name, f"{value:.4f}") for name, value in found.metrics.items()]
     console.table(("metric", "value"), rows, numbers=" r")
@@ -73,10 +83,6 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _engine(model: Model, options: argparse.Namespace) -> Engine:
-    if options.engine == "obert":
-        raise FailureError(
-            "engine 'obert': expected its library, found none in this build; use --engine cpu"
-        )
     if options.engine == "torch":
         from obert_compiler.cli.torch_engine import TorchEngine
 

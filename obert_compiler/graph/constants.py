@@ -112,6 +112,25 @@ def _dequantize_linear(node: ir.Node, operands: list[Array | None]) -> Array:
     return result
 
 
+def _quantize_linear(node: ir.Node, operands: list[Array | None]) -> Array:
+    del node
+    x, scale = np.asarray(operands[0]), np.asarray(operands[1])
+    levels: Array = np.clip(np.rint(x / scale), 0, 255).astype(np.uint8)
+    return levels
+
+
+def _abs(node: ir.Node, operands: list[Array | None]) -> Array:
+    del node
+    size: Array = np.abs(np.asarray(operands[0]))
+    return size
+
+
+def _add(node: ir.Node, operands: list[Array | None]) -> Array:
+    del node
+    total: Array = np.asarray(operands[0]) + np.asarray(operands[1])
+    return total
+
+
 def _identity(node: ir.Node, operands: list[Array | None]) -> Array:
     del node
     return np.asarray(operands[0])
@@ -146,11 +165,14 @@ def _reshape(node: ir.Node, operands: list[Array | None]) -> Array:
 
 
 _SIMPLE: dict[str, Callable[[ir.Node, list[Array | None]], Array]] = {
+    "Abs": _abs,
+    "Add": _add,
     "Cast": _cast,
     "ConstantOfShape": _constant_of_shape,
     "CumSum": _cum_sum,
     "DequantizeLinear": _dequantize_linear,
     "Identity": _identity,
+    "QuantizeLinear": _quantize_linear,
     "Reshape": _reshape,
     "ScatterND": _scatter_nd,
     "Transpose": _transpose,
@@ -163,10 +185,10 @@ def _is_simple(node: ir.Node) -> bool:
     if node.op_type not in _SIMPLE:
         return False
     if node.op_type == "Cast":
-        source = node.inputs[0]
         to = ir.DataType(node.attributes.get_int("to", 0))
-        integers = source is not None and source.dtype is not None and source.dtype.is_integer()
-        return integers and to.is_integer()
+        return _holds_integers(node.inputs[0]) and (to.is_integer() or to is ir.DataType.FLOAT)
+    if node.op_type == "QuantizeLinear":
+        return _is_quantised_by_one_scale(node)
     if node.op_type == "CumSum":
         return not any(node.attributes.get_int(a, 0) for a in ("exclusive", "reverse"))
     if node.op_type == "ScatterND":
@@ -176,6 +198,21 @@ def _is_simple(node: ir.Node) -> bool:
         constant = None if shape is None else shape.const_value
         return constant is not None and bool((constant.numpy() != 0).all())
     return True
+
+
+def _holds_integers(value: ir.Value | None) -> bool:
+    """Whether ``value`` is known to; types between nodes are not written to files."""
+    if value is None or value.dtype is not None:
+        return value is not None and value.dtype is not None and value.dtype.is_integer()
+    maker = value.producer()
+    return maker is not None and maker.op_type == "QuantizeLinear"
+
+
+def _is_quantised_by_one_scale(node: ir.Node) -> bool:
+    """Whether a QuantizeLinear has a scale, no zero point and no attribute: the result is uint8."""
+    scale = node.inputs[1]
+    lone = scale is not None and scale.const_value is not None and scale.const_value.size == 1
+    return lone and len(node.inputs) == 2 and not node.attributes
 
 
 def _evaluate_with_onnxruntime(value: ir.Value, nodes: list[ir.Node]) -> Array:

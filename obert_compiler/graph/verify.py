@@ -257,7 +257,7 @@ def _scales(subject: _Subject) -> Iterator[Problem]:
 
 def _activations(subject: _Subject) -> Iterator[Problem]:
     for node in subject.nodes:
-        if node.op_type != "QuantizeLinear":
+        if node.op_type != "QuantizeLinear" or is_constant(node.outputs[0]):
             continue
         scale = node.inputs[1] if len(node.inputs) > 1 else None
         if scale is None or not is_constant(scale):

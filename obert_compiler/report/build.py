@@ -46,6 +46,7 @@ def build_report(
     bytes_after: int,
     metric: Mapping[str, Any] | None = None,
     latency: Mapping[str, Any] | None = None,
+    engine: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     cpu: str,
     threads: int,
@@ -60,6 +61,7 @@ def build_report(
         bytes_after: size of the emitted model files, in bytes.
         metric: name, before, after and number of examples; None where nothing was evaluated.
         latency: milliseconds before and after; None where nothing was timed.
+        engine: what the engine took of the emitted model; None where it was not asked.
         notes: lines the user was told.
         cpu: name of the processor that everything was measured on.
         threads: threads that it was measured with.
@@ -78,6 +80,7 @@ def build_report(
         "bytes": {"before": model["fp32_bytes"], "after": bytes_after, "parts": parts},
         "metric": None if metric is None else dict(metric),
         "latency": None if latency is None else dict(latency),
+        "engine": None if engine is None else dict(engine),
         "notes": list(notes),
     }
 

@@ -37,8 +37,16 @@ def render_html(report: Mapping[str, Any]) -> str:
             for skip in entry["skips"]
         ],
         bytes=format_bytes,
+        engines=_ENGINES,
         title=_title(report["model"]),
     )
+
+
+_ENGINES = {
+    "cpu": "ONNX Runtime alone",
+    "obert": "ONNX Runtime with the engine",
+    "openvino": "OpenVINO",
+}
 
 
 @cache

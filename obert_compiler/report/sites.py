@@ -91,12 +91,23 @@ def block_sparsity(weight: npt.NDArray[np.float32], block: int) -> float | None:
 
 def _storage(weight: ir.Value) -> tuple[int, str]:
     nodes = constant_nodes(weight) or []
-    dequantise = [node for node in nodes if node.op_type == "DequantizeLinear"]
-    stored = dequantise[-1].inputs[0] if dequantise else weight
+    stored = _dequantised(weight)
     dtype = _dtype(weight if stored is None else stored)
     packed = any(node.op_type not in _REARRANGING for node in nodes)
-    kind = f"int{dtype.bitwidth}" if dequantise else f"fp{dtype.bitwidth}"
+    kind = f"fp{dtype.bitwidth}" if stored is None else f"int{dtype.bitwidth}"
     return dtype.bitwidth, f"{'packed' if packed else 'dense'} {kind}"
+
+
+def _dequantised(weight: ir.Value) -> ir.Value | None:
+    """What DequantizeLinear makes ``weight`` from, None for a float weight."""
+    value: ir.Value | None = weight
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in _REARRANGING:
+            return None
+        value = node.inputs[0]
+        if node.op_type == "DequantizeLinear":
+            return value
+    return None
 
 
 def _dtype(value: ir.Value) -> ir.DataType:

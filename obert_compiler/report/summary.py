@@ -55,7 +55,10 @@ def _latency_row(latency: Mapping[str, Any]) -> SummaryRow:
     what = "latency, {batch} x {sequence}, {threads} threads".format(**latency)
     ratio = latency.get("ratio")
     change = _times(ratio, "faster", "slower")
-    before, after = (f"{latency[key]['median']:.2f} ms" for key in ("before_ms", "after_ms"))
+    before, after = (
+        f"{latency[f'{when}_ms']['median']:.2f} ms ({latency[f'{when}_engine']})"
+        for when in ("before", "after")
+    )
     return SummaryRow(what, before, after, change)
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from obert_compiler.errors import UsageError
 from obert_compiler.runtime.cpu import cpu_name, default_threads
-from obert_compiler.runtime.engine import Engine, open_engine
+from obert_compiler.runtime.engine import Engine, OnnxRuntimeEngine, open_engine
 from obert_compiler.runtime.fast_path import Products, count_products
 from obert_compiler.runtime.feeds import index_limits, random_feed
-from obert_compiler.runtime.session import model_file
+from obert_compiler.runtime.provider import Claims
+from obert_compiler.runtime.session import EngineUse, model_file
 
 if TYPE_CHECKING:
     from obert_compiler.pipeline.contract import Progress
@@ -53,23 +54,29 @@ class BenchResult:
         model: times of the model.
         against: times of the model it is compared with, None without one.
         products: products of the model in integers and in float; None where an engine other than
-            ONNX Runtime ran it.
+            ONNX Runtime alone ran it.
+        claims: what our engine took of the model; None where another engine ran it.
+        reason: why our engine did not run the model although it was wanted; empty otherwise.
         batch: sequences in a call.
         sequence: tokens in a sequence.
         runs: timed calls of each model.
         threads: threads inside an op.
-        engine: what ran them.
+        engine: what ran the model.
+        against_engine: what ran the other one.
         cpu: the processor.
     """
 
     model: Latency
     against: Latency | None
     products: Products | None
+    claims: Claims | None
+    reason: str
     batch: int
     sequence: int
     runs: int
     threads: int
     engine: str
+    against_engine: str
     cpu: str
 
     @property
@@ -85,11 +92,14 @@ class BenchResult:
             "threads": self.threads,
             "runs": self.runs,
             "engine": self.engine,
+            "against_engine": self.against_engine,
             "cpu": self.cpu,
             "model_ms": self.model.to_dict(),
             "against_ms": None if self.against is None else self.against.to_dict(),
             "ratio": self.ratio,
             "products": None if self.products is None else self.products.to_dict(),
+            "claims": None if self.claims is None else self.claims.to_dict(),
+            "reason": self.reason,
         }
 
 
@@ -102,7 +112,8 @@ def bench(
     threads: int | None = None,
     runs: int = 30,
     warm_up: int = 5,
-    engine: str = "cpu",
+    engine: str | None = None,
+    against_engine: str | None = None,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Time ``model``, and ``against`` in turn with it, on random, valid inputs.
@@ -115,29 +126,41 @@ def bench(
         threads: threads inside an op; the physical cores by default.
         runs: timed calls of each model.
         warm_up: calls of each model before the clock starts.
-        engine: what runs them, ``cpu`` (ONNX Runtime) or ``openvino``.
+        engine: what runs the model: ``obert``, ``cpu`` (ONNX Runtime alone) or ``openvino``;
+            ``obert`` by default, or ``cpu`` where that cannot be used.
+        against_engine: what runs the other one; the same by default.
         progress: where to report.
 
     Raises:
         UsageError: a number below 1, a missing file, an unknown engine.
+        FailureError: ``obert`` was asked for and cannot be used.
         ModelError: a model does not load, or does not run at this size.
     """
     for what, number in (("batch", batch), ("sequence length", sequence), ("runs", runs)):
         if number < 1:
             raise UsageError(f"{what}: expected at least 1, found {number}")
-    paths = [model_file(path) for path in (model, against) if path is not None]
-    calls = [_call(open_engine(engine, path, threads), path, batch, sequence) for path in paths]
+    path = model_file(model)
+    opened = [(open_engine(engine, path, threads), path)]
+    if against is not None:
+        path = model_file(against)
+        opened.append((open_engine(against_engine or engine, path, threads), path))
+    calls = [_call(found, path, batch, sequence) for found, path in opened]
     times = interleave(calls, runs, warm_up, progress)
     latencies = [_latency(seconds, batch * sequence) for seconds in times]
+    main, path = opened[0]
+    use = main.use if isinstance(main, OnnxRuntimeEngine) else EngineUse(main.name)
     return BenchResult(
         latencies[0],
         latencies[1] if against is not None else None,
-        count_products(paths[0]) if engine == "cpu" else None,
+        count_products(path) if main.name == "cpu" else None,
+        use.claims,
+        use.reason,
         batch,
         sequence,
         runs,
         threads or default_threads(),
-        engine,
+        main.name,
+        opened[-1][0].name,
         cpu_name(),
     )
 

@@ -1,4 +1,4 @@
-"""What runs a model: one small interface over ONNX Runtime and OpenVINO.
+"""What runs a model: one small interface over our engine, ONNX Runtime and OpenVINO.
 
 An engine that is not a file's business (the torch back end) is made by its caller: anything with
 ``name``, ``inputs`` and ``run`` will do.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +18,9 @@ import numpy.typing as npt
 from obert_compiler.errors import ModelError, UsageError
 from obert_compiler.graph.graph import Graph
 from obert_compiler.runtime.cpu import default_threads
-from obert_compiler.runtime.session import first_line, model_file, session
+from obert_compiler.runtime.session import engine_use, first_line, model_file, session
 
-__all__ = ["ENGINES", "Engine", "InputSpec", "open_engine"]
+__all__ = ["ENGINES", "Engine", "InputSpec", "engine_reason", "open_engine"]
 
 Array = npt.NDArray[Any]
 
@@ -58,12 +59,20 @@ class Engine(Protocol):
 
 
 class OnnxRuntimeEngine:
-    """ONNX Runtime's own CPU provider."""
+    """ONNX Runtime: with our engine (``obert``), or with its own CPU provider alone (``cpu``).
 
-    name = "cpu"
+    Args:
+        model: what to open.
+        threads: threads inside an op; the physical cores by default.
+        engine: ``obert``, ``cpu``, or None for the first of them that can be used.
+    """
 
-    def __init__(self, model: str | Path | Graph, threads: int | None = None) -> None:
-        self.session = session(model, threads)
+    def __init__(
+        self, model: str | Path | Graph, threads: int | None = None, engine: str | None = None
+    ) -> None:
+        self.session = session(model, threads, engine=engine)
+        self.use = engine_use(self.session)
+        self.name = self.use.engine
         self.inputs = tuple(
             InputSpec(value.name, _NUMPY[value.type], _dimensions(value.shape))
             for value in self.session.get_inputs()
@@ -123,22 +132,32 @@ class OpenVinoEngine:
 
 
 ENGINES: dict[str, Callable[[str | Path | Graph, int | None], Engine]] = {
-    "cpu": OnnxRuntimeEngine,
+    "obert": partial(OnnxRuntimeEngine, engine="obert"),
+    "cpu": partial(OnnxRuntimeEngine, engine="cpu"),
     "openvino": OpenVinoEngine,
 }
-"""Engines that open a file by themselves. A further provider is one class and one line here."""
+"""Engines that open a file by themselves. A further one is one class and one line here."""
 
 
-def open_engine(name: str, model: str | Path | Graph, threads: int | None = None) -> Engine:
-    """Load ``model`` in the engine called ``name``.
+def open_engine(name: str | None, model: str | Path | Graph, threads: int | None = None) -> Engine:
+    """Load ``model`` in the engine called ``name``; None: ``obert``, or ``cpu`` where that cannot
+    be used.
 
     Raises:
         UsageError: no such engine, or its package is missing.
+        FailureError: ``obert`` was asked for and cannot be used.
         ModelError: it cannot load the model.
     """
+    if name is None:
+        return OnnxRuntimeEngine(model, threads)
     if name not in ENGINES:
         raise UsageError(f"engine '{name}': expected one of {', '.join(ENGINES)}")
     return ENGINES[name](model, threads)
+
+
+def engine_reason(engine: Engine) -> str:
+    """Why ``engine`` is ONNX Runtime alone although our engine was wanted; empty otherwise."""
+    return engine.use.reason if isinstance(engine, OnnxRuntimeEngine) else ""
 
 
 _NUMPY: dict[str, np.dtype[Any]] = {

@@ -72,7 +72,7 @@ def evaluate(
     model: str | Path | Graph | Engine,
     data: Batches,
     *,
-    engine: str = "cpu",
+    engine: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -81,7 +81,8 @@ def evaluate(
     Args:
         model: an artefact folder, an .onnx file, a graph in memory, or a loaded engine.
         data: labelled examples.
-        engine: what runs the model: ``cpu`` (ONNX Runtime) or ``openvino``.
+        engine: what runs the model: ``obert``, ``cpu`` (ONNX Runtime alone) or ``openvino``;
+            ``obert`` by default, or ``cpu`` where that cannot be used.
         threads: threads inside an op; the physical cores by default.
         progress: where to report.
 

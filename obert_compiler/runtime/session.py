@@ -1,11 +1,14 @@
-"""Opening a model in ONNX Runtime."""
+"""Opening a model in ONNX Runtime, with the engine where it can be used."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import tempfile
+import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,32 +17,107 @@ import onnx_ir as ir
 from obert_compiler.errors import ModelError, UsageError
 from obert_compiler.graph.graph import Graph
 from obert_compiler.runtime.cpu import default_threads
+from obert_compiler.runtime.provider import (
+    Claims,
+    add_engine,
+    engine_absence,
+    read_claims,
+    report_file,
+)
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["first_line", "model_file", "session", "session_options"]
+__all__ = ["EngineUse", "engine_use", "first_line", "model_file", "session", "session_options"]
 
 MODEL_FILE = "model.onnx"
+
+_log = logging.getLogger("obert_compiler")
+_said: set[str] = set()
+
+
+@dataclass(frozen=True)
+class EngineUse:
+    """What runs a session.
+
+    Attributes:
+        engine: ``obert`` (the engine, and ONNX Runtime for what it leaves) or ``cpu`` (ONNX Runtime
+            alone).
+        reason: why it is not the engine although it was wanted; empty otherwise.
+        claims: what the engine took; None where it was not asked.
+    """
+
+    engine: str
+    reason: str = ""
+    claims: Claims | None = None
+
+
+_uses: weakref.WeakKeyDictionary[onnxruntime.InferenceSession, EngineUse] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def session(
     model: str | Path | Graph,
     threads: int | None = None,
     providers: Sequence[str] | None = None,
+    *,
+    engine: str | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open an artefact folder, an .onnx file or a graph in memory.
 
     Args:
         model: what to open.
         threads: threads inside an op; the physical cores by default.
-        providers: execution providers by preference; ONNX Runtime's own for the CPU by default.
+        providers: execution providers by preference, without the engine.
+        engine: ``obert`` for the engine, ``cpu`` for ONNX Runtime alone. By default the engine
+            where it can be used; where it cannot, ONNX Runtime alone, and the reason is logged and
+            told by `engine_use`.
 
     Raises:
-        UsageError: no such file or provider.
-        ModelError: ONNX Runtime cannot load it.
+        UsageError: no such file, provider or engine.
+        ModelError: it cannot be loaded.
+        FailureError: the engine was asked for by name and cannot be used.
     """
-    return open_session(model, session_options(threads), providers)
+    if engine not in {None, "obert", "cpu"}:
+        raise UsageError(f"engine '{engine}': expected obert or cpu")
+    if providers is not None and engine is not None:
+        raise UsageError(f"engine '{engine}': expected no providers beside it, found {providers}")
+    if providers is not None or engine == "cpu":
+        return _noted(open_session(model, session_options(threads), providers), EngineUse("cpu"))
+    reason = engine_absence()
+    if reason is None or engine == "obert":
+        try:
+            return _open_with_engine(model, threads)
+        except ModelError as error:
+            if engine == "obert":
+                raise
+            reason = str(error)
+    opened = open_session(model, session_options(threads))
+    if reason not in _said:
+        _said.add(reason)
+        _log.warning("the engine is not used: %s", reason)
+    return _noted(opened, EngineUse("cpu", reason))
+
+
+def engine_use(session: onnxruntime.InferenceSession) -> EngineUse:
+    """What runs a session that `session` opened, and what the engine claimed of it."""
+    return _uses.get(session, EngineUse("cpu"))
+
+
+def _noted(opened: onnxruntime.InferenceSession, use: EngineUse) -> onnxruntime.InferenceSession:
+    _uses[opened] = use
+    return opened
+
+
+def _open_with_engine(
+    model: str | Path | Graph, threads: int | None
+) -> onnxruntime.InferenceSession:
+    options = session_options(threads)
+    with report_file() as report:
+        add_engine(options, options.intra_op_num_threads, report)
+        opened = open_session(model, options)
+        return _noted(opened, EngineUse("obert", claims=read_claims(report)))
 
 
 def open_session(
@@ -47,11 +125,13 @@ def open_session(
     options: onnxruntime.SessionOptions,
     providers: Sequence[str] | None = None,
 ) -> onnxruntime.InferenceSession:
-    """`session` with options of the caller's own."""
+    """`session` with options of the caller's own, which may hold providers already."""
     import onnxruntime
 
-    chosen = list(providers) if providers is not None else ["CPUExecutionProvider"]
-    unknown = sorted(set(chosen) - set(onnxruntime.get_available_providers()))
+    chosen = None if providers is None else list(providers)
+    if chosen is None and not options.has_providers():
+        chosen = ["CPUExecutionProvider"]
+    unknown = sorted(set(chosen or ()) - set(onnxruntime.get_available_providers()))
     if unknown:
         raise UsageError(
             f"provider '{unknown[0]}': expected one of "
@@ -67,7 +147,9 @@ def open_session(
         else:
             path = model_file(model)
         try:
-            opened = onnxruntime.InferenceSession(str(path), options, providers=chosen)
+            opened = onnxruntime.InferenceSession(
+                str(path), options, providers=chosen, enable_fallback=0
+            )
         except Exception as error:
             raise ModelError(
                 f"model '{path}': expected a model that ONNX Runtime "
@@ -131,6 +213,10 @@ def model_file(model: str | Path) -> Path:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, short enough for a message."""
+    """The first line of an error's text, short enough for a message; only the engine's words where
+    it is the engine's error."""
     lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    _, mark, words = lines[0].rpartition("obert engine: ")
+    return (mark + words)[:300]

@@ -147,11 +147,17 @@ def test_bench_of_two_models(obertc: Obertc, compiled: Path, emitted: Path) -> N
         found["against_ms"]["median"] / found["model_ms"]["median"]
     )
     assert (found["batch"], found["sequence"], found["threads"], found["runs"]) == (2, 16, 1, 3)
+    assert found["against_engine"] == "cpu"
+
+
+def test_bench_in_onnx_runtime_alone(obertc: Obertc, compiled: Path, mlp: Path) -> None:
+    ran = obertc("bench", compiled, "--engine", "cpu", "--runs", "1", "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
     assert found["products"]["integer"] > 0
-
-
-def test_bench_table(obertc: Obertc, mlp: Path) -> None:
-    ran = obertc("bench", mlp, "--runs", "3")
+    assert found["against"] is None
+    assert found["claims"] is None
+    ran = obertc("bench", mlp, "--engine", "cpu", "--runs", "3")
     assert ran.code == 0, ran.err
     assert "median" in ran.out
     assert "0 products in integers, 2 in float" in ran.out
@@ -160,9 +166,9 @@ def test_bench_table(obertc: Obertc, mlp: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (("eval", "{emitted}", "--data", "{reviews}", "--engine", "obert"), 1, "no"),
         (("eval", "{emitted}", "--data", "{reviews}", "--engine", "abacus"), 2, "'abacus'"),
         (("eval", "{mlp}", "--data", "{reviews}"), 2, "--task"),
+        (("bench", "{emitted}", "--engine", "abacus"), 2, "'abacus'"),
         (("bench", "{emitted}", "--runs", "0"), 2, "runs"),
         (("bench", "{emitted}", "--threads", "0"), 2, "threads"),
         (("bench", "nowhere.onnx"), 2, "nowhere.onnx"),

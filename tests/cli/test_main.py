@@ -83,10 +83,12 @@ def test_misuse_is_one_line_and_code_2(obertc: Obertc, arguments: list[str], tex
     assert "--help'" in ran.err
 
 
-def test_engine_says_that_there_is_none(obertc: Obertc) -> None:
+def test_engine_that_is_not_there(obertc: Obertc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("obert_compiler.runtime.provider.engine_library", lambda: None)
     ran = obertc("engine", "--path")
     assert ran.code == 1
-    assert "this build carries no engine" in ran.error()
+    assert "found none: this installation has no libobert_engine.so" in ran.error()
+    assert "install g++" in ran.error()
 
 
 @pytest.mark.parametrize("name", [module.NAME for module in COMMANDS])

@@ -49,6 +49,19 @@ CHAINS = {
         "d = Cast<to=1>(q) e = Mul(d, s) f = ReduceSum<keepdims=0>(e) c = Add(e, f)",
         {"q": INT8, "s": scales(4)},
     ),
+    "quantised by one scale": (
+        "f = DequantizeLinear(q, s) a = Abs(f) b = Add(a, t) k = QuantizeLinear(b, u) "
+        "c = Cast<to=1>(k)",
+        {"q": INT8, "s": scales(), "t": scales(4), "u": scales()},
+    ),
+    "quantised to another type": (
+        "k = QuantizeLinear<output_dtype=3>(w, s) c = Cast<to=1>(k)",
+        {"w": scales(4) - np.float32(0.5), "s": np.float32(0.01)},
+    ),
+    "quantised by row": (
+        "k = QuantizeLinear<axis=0>(w, s, z) c = Cast<to=1>(k)",
+        {"w": scales(2, 4), "s": scales(2), "z": np.arange(2, dtype=np.uint8)},
+    ),
     "several outputs": ("a, c = Split<axis=1, num_outputs=2>(q)", {"q": INT8}),
 }
 

@@ -15,8 +15,10 @@ from obert_compiler.errors import GraphError
 from obert_compiler.graph import Graph, Source, Stage, constants
 from obert_compiler.graph.linear import find_linear_sites
 from obert_compiler.graph.verify import verify
+from obert_compiler.passes import unpacking_turns
 from obert_compiler.passes.pack import Pack
 from obert_compiler.pipeline.contract import Context, PassResult
+from obert_compiler.report.sites import site_rows
 
 OUT, IN = 96, 64
 RNG = np.random.default_rng(3)
@@ -313,3 +315,78 @@ def test_a_pruned_encoder_is_the_same_packed(tiny_graph):
     assert len(result.report["sites"]) == 19
     assert [s.name for s in find_linear_sites(graph)] == [s.name for s in sites]
     np.testing.assert_array_equal(run(graph, **feed), before)
+
+
+@pytest.fixture
+def every_matrix_its_turn(monkeypatch):
+    monkeypatch.setattr(unpacking_turns, "LEAST_BYTES", 1)
+    monkeypatch.setattr(unpacking_turns, "_SHRINK", 1.0)
+
+
+TURNS = 4
+
+
+def in_a_row(dtype: type = np.float32) -> Graph:
+    """As many products of one size as there are turns."""
+    names = [f"w{k}" for k in range(TURNS)]
+    steps = [("x", "h0"), *((f"h{k}", f"h{k + 1}") for k in range(TURNS - 2))]
+    steps.append((f"h{TURNS - 2}", "y"))
+    if dtype is np.float32:
+        body = [f"{b} = MatMul({a}, {w})" for (a, b), w in zip(steps, names, strict=True)]
+    else:
+        body = [
+            f"q{w} = QuantizeLinear({a}, xs, xz) d{w} = DequantizeLinear(q{w}, xs, xz) "
+            f"f{w} = DequantizeLinear<axis=1>({w}, ws, wz) {b} = MatMul(d{w}, f{w})"
+            for (a, b), w in zip(steps, names, strict=True)
+        ]
+    weights = {w: np.ascontiguousarray(sparse(IN, IN).T).astype(dtype) for w in names}
+    if dtype is np.int8:
+        weights["xs"], weights["xz"] = np.array(0.02, np.float32), np.array(128, np.uint8)
+        weights["ws"], weights["wz"] = np.full(IN, 0.01, np.float32), np.zeros(IN, np.int8)
+    return graph_of(" ".join(body), weights)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float32])
+@pytest.mark.usefixtures("every_matrix_its_turn")
+def test_matrices_that_take_turns_are_bit_equal(dtype, tmp_path, monkeypatch):
+    graph = in_a_row(dtype)
+    x = RNG.standard_normal((5, IN)).astype(np.float32)
+    before = run(graph, x=x)
+    expected = [site.weight() for site in find_linear_sites(graph)]
+    packed(graph)
+    sums = [node for node in graph.model.graph if node.op_type == "CumSum"]
+    assert len({node.inputs[1] for node in sums}) == TURNS
+    np.testing.assert_array_equal(run(graph, x=x), before)
+    ops = folded(graph, str(tmp_path / "optimised.onnx"))
+    assert not {"Abs", "Cast", "CumSum", "ScatterND"} & set(ops)
+    kinds = {row.scheme for row in site_rows(graph)}
+    assert kinds == {"packed int8" if dtype is np.int8 else "packed fp32"}
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a chain of ours went to onnxruntime")
+
+    monkeypatch.setattr(constants, "_evaluate_with_onnxruntime", refuse)
+    ir.save(graph.model, tmp_path / "model.onnx")  # types between nodes are lost there
+    read = Graph(ir.load(tmp_path / "model.onnx"), Source("onnx"))
+    for site, weight in zip(find_linear_sites(read), expected, strict=True):
+        np.testing.assert_array_equal(site.weight(), weight)
+
+
+@pytest.mark.usefixtures("every_matrix_its_turn")
+def test_onnxruntime_goes_over_the_graph_once_for_each_turn(capfd):
+    graph = in_a_row()
+    packed(graph)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 1
+    onnxruntime.InferenceSession(ir.to_proto(graph.model).SerializeToString(), options)
+    assert capfd.readouterr().err.count("ConstantFolding modified: 1") == TURNS
+
+
+@pytest.mark.usefixtures("every_matrix_its_turn")
+def test_openvino_predicts_the_same_in_turns(tmp_path):
+    graph = in_a_row()
+    x = RNG.standard_normal((5, IN)).astype(np.float32)
+    before = openvino_model(graph, tmp_path)([x])[0]
+    packed(graph)
+    after = openvino_model(graph, tmp_path)([x])[0]
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-6 * float(np.abs(before).max()))

@@ -20,7 +20,7 @@ def test_rows_of_a_full_report(report: dict[str, Any]) -> None:
     assert rows == {
         "accuracy (872 examples)": ("0.9100", "0.9050", "-0.0050"),
         "bytes on disk": ("4.9 MB", "400.0 kB", "12.35x smaller"),
-        "latency, 1 x 128, 2 threads": ("10.00 ms", "4.00 ms", "2.50x faster"),
+        "latency, 1 x 128, 2 threads": ("10.00 ms (cpu)", "4.00 ms (obert)", "2.50x faster"),
     }
 
 

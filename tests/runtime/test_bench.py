@@ -37,7 +37,19 @@ def test_two_models(model_file: Path, make_model: Callable[..., Path]) -> None:
     assert found.cpu == cpu_name()
     described = found.to_dict()
     assert (described["batch"], described["sequence"], described["runs"]) == (2, 16, 3)
+    assert described["products"] is None or described["engine"] == "cpu"
+
+
+def test_products_are_counted_where_onnx_runtime_runs_alone(model_file: Path) -> None:
+    described = bench(model_file, runs=1, warm_up=0, engine="cpu").to_dict()
     assert described["products"] == {"integer": 0, "float": 1, "names": ["product"]}
+    assert described["claims"] is None
+    assert described["reason"] == ""
+
+
+def test_each_model_in_an_engine_of_its_own(model_file: Path) -> None:
+    found = bench(model_file, model_file, engine="cpu", against_engine="openvino", runs=1)
+    assert (found.engine, found.against_engine) == ("cpu", "openvino")
 
 
 def test_one_model(model_file: Path) -> None:

@@ -93,7 +93,7 @@ def test_data_without_labels_or_task(model_file: Path, tokenizer: Tokenizer) -> 
 
 
 def test_unknown_engine(model_file: Path, data: Batches) -> None:
-    with pytest.raises(UsageError, match="engine 'tpu': expected one of cpu, openvino"):
+    with pytest.raises(UsageError, match="engine 'tpu': expected one of obert, cpu, openvino"):
         evaluate(model_file, data, engine="tpu")
 
 

@@ -1,7 +1,7 @@
 // Epilogue of the products: scale, bias, activation, residual, gate, quantisation. Include after maths.h.
 //
 // Four rows at a time, because four quantised rows make one dword row of the next product's input.
-// Bound by the two multiply pipes: conversion 1, scale 1, GELU 11 (rough) or 19, quantisation 5
+// Bound by the two multiply pipes: conversion 1, scale 1, GELU 14 (rough) or 18, quantisation 5
 // instructions a vector; memory is read and written once.
 #pragma once
 
@@ -46,27 +46,48 @@ struct Quantizer {
   I32 pack(I32 q0, I32 q1, I32 q2, I32 q3) const { return pack_bytes(q0, q1, q2, q3, zero_point); }
 };
 
+// Quantises and dequantises.
+struct Rounder {
+  F32 inverse_scale, scale, low, high;
+  explicit Rounder(const Rounding& r)
+      : inverse_scale(set(r.scale == 0.f ? 0.f : 1.f / r.scale)),
+        scale(set(r.scale)),
+        low(set(static_cast<float>(-r.zero_point))),
+        high(set(static_cast<float>(255 - r.zero_point))) {}
+  F32 operator()(F32 x) const {
+    return mul(to_float(round(min(max(mul(x, inverse_scale), low), high))), scale);
+  }
+};
+
 inline F32 accumulated(const int32_t* p) { return to_float(load(p)); }
 inline F32 accumulated(const float* p) { return load(p); }
 
-template <class T, Activation A, bool Rough>
+// `Rounded`: graphs that quantise between a product and its bias or behind it.
+template <class T, Activation A, bool Rough, bool Rounded>
 void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
   const int tokens = groups * kGroup;
   const Quantizer quantize(e.inverse_scale, e.zero_point);
+  const Rounder rounding(e.rounding), out_rounding(e.out_rounding);
+  const bool rounds = e.rounding.scale != 0.f, out_rounds = e.out_rounding.scale != 0.f;
   for (int r = row_begin; r < row_end; r += kBlock) {
     const int count = row_end - r < kBlock ? row_end - r : kBlock;
-    F32 scale[kBlock], bias[kBlock];
-    for (int i = 0; i < kBlock; ++i) {
-      const int row = i < count ? r + i : r;
-      scale[i] = set(e.scale ? e.scale[row] : 1.f);
-      bias[i] = set(e.bias ? e.bias[row] : 0.f);
+    F32 scale[kBlock] = {}, bias[kBlock] = {};
+    for (int i = 0; i < count; ++i) {
+      scale[i] = set(e.scale ? e.scale[r + i] : 1.f);
+      bias[i] = set(e.bias ? e.bias[r + i] : 0.f);
     }
     const auto finish = [&](int i, int t) {
-      F32 y = activate<A, Rough>(
-          fma(accumulated(acc + static_cast<size_t>(r - row_begin + i) * kPanel + t), scale[i], bias[i]));
+      F32 y = fma(accumulated(acc + static_cast<size_t>(r - row_begin + i) * kPanel + t), scale[i], bias[i]);
+      if constexpr (Rounded) {
+        if (rounds) y = rounding(y);
+        if (e.shift) y = add(y, set(e.shift[r + i]));
+      }
+      y = activate<A, Rough>(y);
       const size_t at = static_cast<size_t>(r + i) * kPanel + t;
       if (e.residual) y = add(y, load(e.residual + at));
       if (e.factor) y = mul(y, load(e.factor + at));
+      if constexpr (Rounded)
+        if (out_rounds) y = out_rounding(y);
       if (e.out) store(e.out + at, y);
       return y;
     };
@@ -92,24 +113,31 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
   }
 }
 
+template <class T, Activation A, bool Rough = false>
+void finish_with(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
+  if (e.rounding.scale != 0.f || e.shift || e.out_rounding.scale != 0.f)
+    finish_rows<T, A, Rough, true>(e, acc, groups, row_begin, row_end);
+  else finish_rows<T, A, Rough, false>(e, acc, groups, row_begin, row_end);
+}
+
 template <class T>
 void finish(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
-  // An error of a fiftieth of a step is far below what rounding to whole steps does.
-  const bool rough = !e.out && e.quantized && !e.factor && kGeluRoughError * e.inverse_scale < .02f;
+  // One code in 500 may round to the other side: more would show in the outputs.
+  const bool rough = !e.out && e.quantized && !e.factor && kGeluRoughError * e.inverse_scale < .002f;
   switch (e.activation) {
     case Activation::kNone:
-      return finish_rows<T, Activation::kNone, false>(e, acc, groups, row_begin, row_end);
+      return finish_with<T, Activation::kNone>(e, acc, groups, row_begin, row_end);
     case Activation::kRelu:
-      return finish_rows<T, Activation::kRelu, false>(e, acc, groups, row_begin, row_end);
+      return finish_with<T, Activation::kRelu>(e, acc, groups, row_begin, row_end);
     case Activation::kGeluErf:
-      if (rough) return finish_rows<T, Activation::kGeluErf, true>(e, acc, groups, row_begin, row_end);
-      return finish_rows<T, Activation::kGeluErf, false>(e, acc, groups, row_begin, row_end);
+      if (rough) return finish_with<T, Activation::kGeluErf, true>(e, acc, groups, row_begin, row_end);
+      return finish_with<T, Activation::kGeluErf>(e, acc, groups, row_begin, row_end);
     case Activation::kGeluTanh:
-      return finish_rows<T, Activation::kGeluTanh, false>(e, acc, groups, row_begin, row_end);
+      return finish_with<T, Activation::kGeluTanh>(e, acc, groups, row_begin, row_end);
     case Activation::kSilu:
-      return finish_rows<T, Activation::kSilu, false>(e, acc, groups, row_begin, row_end);
+      return finish_with<T, Activation::kSilu>(e, acc, groups, row_begin, row_end);
     case Activation::kTanh:
-      return finish_rows<T, Activation::kTanh, false>(e, acc, groups, row_begin, row_end);
+      return finish_with<T, Activation::kTanh>(e, acc, groups, row_begin, row_end);
   }
 }
 

@@ -51,15 +51,26 @@ struct SparseFloat {
 
 enum class Activation : uint8_t { kNone, kRelu, kGeluErf, kGeluTanh, kSilu, kTanh };
 
-// What becomes of an accumulated row: y = act(acc * scale[row] + bias[row]) (+ residual), stored as
-// float and/or as uint8 = clamp(round_half_even(y * inverse_scale) + zero_point, 0, 255).
+// What quantising and dequantising makes of a float: (q - zero_point) * scale with
+// q = clamp(round_half_even(x / scale) + zero_point, 0, 255). Nothing where scale is 0.
+struct Rounding {
+  float scale = 0.f;
+  int zero_point = 0;
+};
+
+// What becomes of an accumulated row:
+//   y = out_rounding(act(rounding(acc * scale[row] + bias[row]) + shift[row]) (+ residual) (* factor)),
+// stored as float and/or as uint8 = clamp(round_half_even(y * inverse_scale) + zero_point, 0, 255).
 struct Epilogue {
   const float* scale = nullptr;       // [rows], null: 1 (float accumulators)
   const float* bias = nullptr;        // [rows], null: 0
+  Rounding rounding;
+  const float* shift = nullptr;       // [rows], null: 0
   Activation activation = Activation::kNone;
   const float* residual = nullptr;    // panel [rows][kPanel] or null, added after the activation
   const float* factor = nullptr;      // panel [rows][kPanel] or null, multiplied after the activation (gates)
   float* out = nullptr;               // panel [rows][kPanel] or null
+  Rounding out_rounding;
   uint8_t* quantized = nullptr;       // panel [rows / 4][kPanel][4] or null
   float inverse_scale = 1.f;
   int zero_point = 0;
@@ -81,7 +92,8 @@ struct LayerNorm {
 };
 
 // Scaled dot-product attention of one head over one sequence: for each query token
-//   p = softmax_k(scale * q . k + mask[., k]),  y = sum_k p_k v_k.
+//   p = probabilities(softmax_k(scores(scale * q . k) + mask[., k])),  y = sum_k p_k v_k
+// with the roundings `scores` and `probabilities`.
 // The tokens of the sequence are tokens first .. first + length of the buffers, wherever panel
 // borders fall. Buffers are float panels of `width` features; the head is features
 // column .. column + head_dim of each.
@@ -98,6 +110,8 @@ struct Attention {
   int q_column = 0, k_column = 0, v_column = 0;
   float scale = 1.f;
   const float* mask = nullptr;        // added to the scores, or null
+  Rounding scores, probabilities;
+  bool nan_to_zero = false;           // p is 0 where softmax gives NaN
   size_t mask_stride = 0;             // floats from one query's row of the mask to the next; 0: one row for all
   int query_begin = 0, query_end = 0; // queries of this call, within 0 .. length; query_begin % kGroup == 0
   float* out = nullptr;               // buffer [panels][out_width][kPanel] or null

@@ -37,6 +37,12 @@ uint8_t quantize(float y, float inverse_scale, int zero_point) {
   return static_cast<uint8_t>(static_cast<int>(std::nearbyint(x)) + zero_point);
 }
 
+float rounded(const Rounding& r, float x) {
+  if (r.scale == 0.f) return x;
+  return static_cast<float>(static_cast<int>(quantize(x, 1.f / r.scale, r.zero_point)) - r.zero_point) *
+         r.scale;
+}
+
 size_t byte_at(size_t feature, size_t token) {
   return (feature / kBlock * kPanel + token) * kBlock + feature % kBlock;
 }
@@ -79,10 +85,12 @@ void finish(const Epilogue& e, const T* acc, int groups, int row_begin, int row_
   for (int r = row_begin; r < row_end; ++r) {
     for (int t = 0; t < groups * kGroup; ++t) {
       const float x = static_cast<float>(acc[static_cast<size_t>(r - row_begin) * kPanel + t]);
-      float y = activate(e.activation, std::fma(x, e.scale ? e.scale[r] : 1.f, e.bias ? e.bias[r] : 0.f));
+      const float sum = std::fma(x, e.scale ? e.scale[r] : 1.f, e.bias ? e.bias[r] : 0.f);
+      float y = activate(e.activation, rounded(e.rounding, sum) + (e.shift ? e.shift[r] : 0.f));
       const size_t at = static_cast<size_t>(r) * kPanel + t;
       if (e.residual) y += e.residual[at];
       if (e.factor) y *= e.factor[at];
+      y = rounded(e.out_rounding, y);
       if (e.out) e.out[at] = y;
       if (e.quantized) e.quantized[byte_at(r, t)] = quantize(y, e.inverse_scale, e.zero_point);
     }
@@ -138,7 +146,7 @@ void attention(const Attention& a) {
         dot += static_cast<double>(a.q[float_at(query, a.q_width, a.q_column + d)]) *
                a.k[float_at(key, a.k_width, a.k_column + d)];
       // In float from here: masks of -3.4e38 are meant to swallow the scores.
-      float score = static_cast<float>(dot * a.scale);
+      float score = rounded(a.scores, static_cast<float>(dot * a.scale));
       if (a.mask) score += a.mask[static_cast<size_t>(i) * a.mask_stride + k];
       p[k] = score;
       top = score > top ? static_cast<double>(score) : top;
@@ -147,11 +155,16 @@ void attention(const Attention& a) {
       p[k] = std::exp(p[k] - top);
       total += p[k];
     }
+    for (int k = 0; k < a.length; ++k) {
+      p[k] /= total;
+      if (a.nan_to_zero && std::isnan(p[k])) p[k] = 0;
+      if (a.probabilities.scale != 0.f) p[k] = rounded(a.probabilities, static_cast<float>(p[k]));
+    }
     for (int d = 0; d < a.head_dim; ++d) {
       double sum = 0;
       for (int k = 0; k < a.length; ++k)
         sum += p[k] * a.v[float_at(a.first + static_cast<size_t>(k), a.v_width, a.v_column + d)];
-      const float y = static_cast<float>(sum / total);
+      const float y = static_cast<float>(sum);
       if (a.out) a.out[float_at(query, a.out_width, a.out_column + d)] = y;
       if (!a.quantized) continue;
       const size_t panel = query / kPanel * (static_cast<size_t>(a.out_width) / kBlock * kBlock * kPanel);

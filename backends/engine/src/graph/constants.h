@@ -1,0 +1,31 @@
+// Reading constants of a graph: scalars, vectors, and the matrices of products, whichever chain of
+// DequantizeLinear and Transpose stands before them.
+#pragma once
+#include <optional>
+#include <vector>
+
+#include "graph.h"
+#include "ops.h"
+
+namespace obert {
+
+// The only element of a float constant; DequantizeLinear of a constant is evaluated.
+std::optional<float> scalar(const Graph& graph, int value);
+
+// A float constant with one dimension, of `count` elements where that is given; DequantizeLinear of
+// a constant is evaluated.
+std::optional<std::vector<float>> vector(const Graph& graph, int value, size_t count = 0);
+
+// An int64 constant.
+std::optional<std::vector<int64_t>> integers(const Graph& graph, int value);
+
+// Scale and zero point of a QuantizeLinear or DequantizeLinear whose tensor has one scale.
+std::optional<Quantization> quantization(const Graph& graph, const Node& node);
+
+// The constant matrix behind `value`, [inputs, outputs] or, when `transposed`, [outputs, inputs],
+// read through DequantizeLinear and Transpose.
+// `nodes` gets the nodes of the chain. Empty where the chain is another one; `reason` says why.
+std::optional<Weights> matrix(const Graph& graph, int value, bool transposed, std::vector<int>& nodes,
+                              std::string& reason);
+
+}  // namespace obert

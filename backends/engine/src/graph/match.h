@@ -1,0 +1,94 @@
+// Finds the part of a graph that the engine computes.
+//
+// Every value that the engine can hold is a View of the result of an op: as tokens, as heads in one
+// of three orders, as scores or probabilities of an attention in the making; quantised, dequantised
+// or float. Nodes are read in topological order and either turn views into views (and ops) or are
+// left alone, with a reason where the node is one that should have matched. What is left alone may
+// read only views that can be handed over (tokens, plainly); producers of others are left alone too,
+// until all is consistent. What remains falls into parts, each of which becomes one fused node.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "graph.h"
+#include "ops.h"
+#include "rows.h"
+
+namespace obert {
+
+enum class Layout : uint8_t {
+  kTokens,         // [batch, sequence, width]
+  kSequenceHeads,  // [batch, sequence, heads, head_dim]
+  kHeads,          // [batch, heads, sequence, head_dim]
+  kHeadsLast,      // [batch, heads, head_dim, sequence]
+  kFlatHeads,      // [batch * heads, sequence, head_dim]
+  kFlatHeadsLast,  // [batch * heads, head_dim, sequence]
+  kScores,         // [batch, heads, query, key], before softmax
+  kProbabilities,  // the same, after
+  kNotANumber,     // which probabilities are NaN
+};
+
+enum class Form : uint8_t { kFloat, kQuantized, kDequantized };
+
+struct View {
+  int op = -1;                     // whose result it shows; -1: the engine does not hold the value
+  Layout layout = Layout::kTokens;
+  Form form = Form::kFloat;
+  int head_dim = 0;
+  float factor = 1.f;              // of heads and scores: the numbers are factor times the result
+  int key = -1;                    // scores: the op of the keys (op is that of the queries)
+  int masks[2] = {-1, -1};         // scores: values of the graph added to them
+  bool nan_to_zero = false;        // probabilities: 0 where they are NaN
+  // Quantised and dequantised on the way; scale 0: not. That of scores counts before `factor`.
+  Quantization score_rounding{0.f}, probability_rounding{0.f};
+
+  bool held() const { return op >= 0; }
+  // Can be written out as the tensor that the graph has at this place.
+  bool plain() const { return held() && layout == Layout::kTokens && factor == 1.f; }
+};
+
+struct Skip {
+  int node = -1;
+  std::string reason;
+};
+
+// What Reshapes make of heads and tokens, by name of their result. Their targets are computed by
+// nodes that may lie outside of the part, so a part alone does not show it.
+struct Reshaped {
+  Layout layout = Layout::kTokens;
+  int head_dim = 0;
+};
+using Reshapes = std::map<std::string, Reshaped>;
+
+// One part of the graph, or the whole of a graph that consists of nothing else.
+struct Match {
+  std::vector<Op> ops;
+  std::vector<Weights> weights;
+  Rows rows;
+  std::vector<View> views;         // by value
+  std::vector<char> claimed;       // by node
+  std::vector<Skip> skips;         // products, softmaxes and normalisations that stay outside, and why
+  Reshapes reshapes;
+};
+
+// What one fused node consists of: node indices in topological order.
+using Part = std::vector<int>;
+
+struct Claims {
+  std::vector<Part> parts;
+  std::vector<Skip> skips;
+  Reshapes reshapes;               // for matching the parts again
+};
+
+// Parts of `graph` that the engine takes. Each is convex (no path leaves and returns) and matches
+// completely when it is all there is.
+Claims claim(const Graph& graph);
+
+// The nodes of a part as a graph of their own, with the values of the whole.
+Graph part_graph(const Graph& graph, const Part& part);
+
+// Matches a graph that is one part. Nodes that do not match are in `skips`.
+Match match(const Graph& graph, const Reshapes& known = {});
+
+}  // namespace obert

@@ -1,0 +1,70 @@
+// What the matcher makes of a graph: operations on token tensors, in single-assignment form.
+//
+// A token tensor has one row of `width` features for each token of a batch [batch, sequence], or for
+// each row of a matrix. Heads, transposes and reshapes of it are no operations: they are ways of
+// looking at the same numbers (see match.h).
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../kernels/kernels.h"
+#include "graph.h"
+
+namespace obert {
+
+// x = scale * (q - zero_point) with q in uint8. An int8 tensor is stored with 128 added to both.
+struct Quantization {
+  float scale = 1.f;
+  int zero_point = 0;
+  bool is_signed = false;   // int8 in the ONNX graph
+
+  bool same(const Quantization& o) const { return scale == o.scale && zero_point == o.zero_point; }
+};
+
+// A constant matrix and bias of a product, as the graph stores them.
+struct Weights {
+  const Constant* matrix = nullptr;   // float, int8 or uint8
+  bool outputs_first = false;         // stored [outputs, inputs] instead of [inputs, outputs]
+  int inputs = 0;
+  int outputs = 0;
+  std::vector<float> scale;           // [outputs]; empty for float matrices
+  std::vector<int> zero_point;        // [outputs], in the matrix's own type; empty: zero
+  std::vector<float> bias;            // [outputs] or empty
+};
+
+enum class OpKind : uint8_t {
+  kImport,       // a tensor from outside: float, or uint8/int8 when `quantized`
+  kRows,         // gathered and unpacked rows of constant tables
+  kQuantize,
+  kDequantize,
+  kLinear,
+  kActivate,
+  kAdd,
+  kShift,        // adds one constant to each feature: beta
+  kMultiply,
+  kLayerNorm,
+  kAttention,
+};
+
+struct Op {
+  OpKind kind = OpKind::kImport;
+  std::vector<int> inputs;            // ops whose results it reads
+  int width = 0;                      // features of the result
+  bool quantized = false;             // the result is uint8
+  Quantization quantization;          // of a quantised result
+  int value = -1;                     // kImport: the value of the graph; kRows: that of the indices
+  int row = -1;                       // kRows: term of Match::rows
+  int weights = -1;                   // kLinear: place in Match::weights
+  Activation activation = Activation::kNone;   // kActivate
+  std::vector<float> gamma, beta;     // kLayerNorm, [width]; beta may be empty. kShift: beta
+  float epsilon = 0.f;                // kLayerNorm
+  int head_dim = 0;                   // kAttention
+  float scale = 1.f;                  // kAttention
+  int masks[2] = {-1, -1};            // kAttention: values of the graph added to the scores, or -1
+  bool nan_to_zero = false;           // kAttention: probabilities that are NaN count as 0
+  Quantization score_rounding{0.f};   // kAttention: of q . k before `scale`; scale 0: none
+  Quantization probability_rounding{0.f};   // kAttention
+};
+
+}  // namespace obert

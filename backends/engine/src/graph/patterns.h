@@ -1,0 +1,31 @@
+// Functions that exporters write as several nodes. Nothing here knows what the engine holds: each
+// finds the nodes around a starting one, or nothing.
+#pragma once
+#include <optional>
+#include <vector>
+
+#include "graph.h"
+
+namespace obert {
+
+struct Pattern {
+  int x = -1;                  // the value that the function is of
+  int last = -1;               // the node whose result is the function's
+  std::vector<int> nodes;      // all of them
+  std::vector<float> gamma, beta;   // LayerNorm
+  float epsilon = 0.f;              // LayerNorm
+};
+
+// x * 0.5 * (1 + erf(x / sqrt(2))), in the orders that exporters write it, around its Erf.
+std::optional<Pattern> gelu_around_erf(const Graph& graph, int erf);
+
+// x * 0.5 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) around its Tanh.
+std::optional<Pattern> gelu_around_tanh(const Graph& graph, int tanh);
+
+// x * sigmoid(x) around its Sigmoid.
+std::optional<Pattern> silu_around_sigmoid(const Graph& graph, int sigmoid);
+
+// (x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * gamma + beta, from its first ReduceMean.
+std::optional<Pattern> layer_norm_from_mean(const Graph& graph, int mean);
+
+}  // namespace obert

@@ -1,0 +1,29 @@
+// What is known of a tensor that holds a shape, the target of a Reshape above all.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "graph.h"
+
+namespace obert {
+
+struct Dim {
+  enum Kind : uint8_t { kBatch, kLength, kNumber, kUnknown } kind = kUnknown;
+  int64_t number = 0;   // kNumber
+
+  static Dim of(int64_t n) { return {kNumber, n}; }
+  bool is(int64_t n) const { return kind == kNumber && number == n; }
+  // May be the batch (or the length): it is, or nothing contradicts it. Static shapes name a number.
+  bool may_be(Kind k) const { return kind == k || kind == kUnknown || (kind == kNumber && number != -1); }
+};
+
+using ShapeOf = std::function<std::optional<std::vector<Dim>>(int value)>;
+
+// The elements of `value`, followed through Shape, Gather, Slice, Concat, Unsqueeze, Squeeze and
+// Cast; `shape_of` knows the shapes of tensors that the engine holds. Nothing where even their
+// number is unknown.
+std::optional<std::vector<Dim>> shape_elements(const Graph& graph, int value, const ShapeOf& shape_of);
+
+}  // namespace obert

@@ -1,0 +1,632 @@
+// Runs a program. A batch of many sequences is cut into groups that each thread takes through all
+// steps by itself, without waiting for another; a batch of few is taken as one group whose steps are
+// cut into tasks. All threads then walk the same steps and take tasks off a counter, so that one
+// hand-over to the thread pool serves the whole program.
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#include "program.h"
+
+namespace obert {
+
+// Tokens that a group should have at least: fewer leave vector lanes and weight traffic unused.
+constexpr size_t kGroupTokens = 128;
+// Rows of a product that one task computes: its int32 sums (256 bytes a row) stay in the second-level cache.
+constexpr int kTaskRows = 256;
+constexpr size_t kCacheLine = 64;
+// Looks at a counter before a waiting thread offers its processor to others.
+constexpr int kSpins = 20000;
+
+void Arena::Free::operator()(void* p) const { std::free(p); }
+
+uint8_t* Arena::get(size_t bytes) {
+  if (bytes > size_ || !memory_) {
+    size_t rounded = (std::max<size_t>(bytes, 1) + 4095) / 4096 * 4096;
+    memory_.reset();
+    size_ = 0;
+    auto* fresh = static_cast<uint8_t*>(std::aligned_alloc(kCacheLine, rounded));
+    if (!fresh) throw std::bad_alloc();
+    std::memset(fresh, 0, rounded);
+    memory_.reset(fresh);
+    size_ = rounded;
+  }
+  return memory_.get();
+}
+
+// Arenas that no run uses at the moment.
+class Arenas {
+ public:
+  std::unique_ptr<Arena> take() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.empty()) return std::make_unique<Arena>();
+    auto arena = std::move(free_.back());
+    free_.pop_back();
+    return arena;
+  }
+  void give(std::unique_ptr<Arena> arena) noexcept {
+    try {
+      std::lock_guard<std::mutex> lock(mutex_);
+      free_.push_back(std::move(arena));
+    } catch (...) {
+      // No room to remember it: it is freed.
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Arena>> free_;
+};
+
+struct Mask {
+  const float* data = nullptr;
+  size_t batch = 0, head = 0, query = 0;   // strides in floats, 0 where one serves all
+};
+
+// What all groups of one run share.
+struct Run {
+  std::vector<Tensor> inputs;
+  std::vector<char> read;
+  std::vector<float*> outputs;
+  std::vector<std::array<Mask, 2>> masks;   // by step
+  std::vector<std::vector<float>> spread;   // by step: inputs repeated over the batch
+  std::vector<int64_t> leading;          // shape of the tokens
+  size_t batch = 1, length = 0;
+};
+
+namespace {
+
+std::string text(const std::vector<int64_t>& shape) {
+  std::string s = "[";
+  for (size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
+  return s + "]";
+}
+
+// How far the threads are that share the tasks of a step. Each begins with a range of its own, so
+// that neighbouring tasks find their weights in its cache, and then helps with the other ranges.
+struct alignas(kCacheLine) Progress {
+  std::atomic<size_t> next{0};   // tasks taken from the range of one thread
+  std::atomic<size_t> done{0};   // of the whole step: counted in the entry of the first thread
+};
+
+inline void pause_briefly() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Group {
+ public:
+  // `progress` has an entry for each step and thread, null when one thread does it all.
+  Group(const Program& p, const Run& run, size_t first_sequence, size_t sequences, uint8_t* memory,
+        Progress* progress, int threads, int thread)
+      : p_(p), k_(*p.kernels), run_(run), first_(first_sequence), sequences_(sequences),
+        tokens_(sequences * run.length), panels_(panels_of(tokens_)), memory_(memory), progress_(progress),
+        threads_(static_cast<size_t>(threads)), thread_(static_cast<size_t>(thread)) {}
+
+  const std::string& error() const { return error_; }
+
+  // Takes part in every step. Threads that come late find the tasks of the first steps done.
+  void go() {
+    for (size_t i = 0; i < p_.steps.size(); ++i) {
+      step_ = i;
+      const Step& s = p_.steps[i];
+      switch (s.kind) {
+        case StepKind::kImport: import(s, i); break;
+        case StepKind::kRows: gather(s); break;
+        case StepKind::kProduct: product(s); break;
+        case StepKind::kPointwise: pointwise(s); break;
+        case StepKind::kLayerNorm: layer_norm(s); break;
+        case StepKind::kAttention: attention(s, i); break;
+        case StepKind::kDequantize: dequantize(s); break;
+        case StepKind::kExport: write(s); break;
+      }
+    }
+  }
+
+ private:
+  uint8_t* base(int buffer) const { return memory_ + p_.buffers[buffer].offset * panels_; }
+  float* floats(const Slice& s, size_t panel) const {
+    if (!s.used()) return nullptr;
+    const Buffer& b = p_.buffers[s.buffer];
+    return reinterpret_cast<float*>(base(s.buffer)) + panel * panel_floats(b.width) + static_cast<size_t>(s.column) * kPanel;
+  }
+  uint8_t* bytes(const Slice& s, size_t panel) const {
+    if (!s.used()) return nullptr;
+    return base(s.buffer) + panel * panel_bytes(p_.buffers[s.buffer].width);
+  }
+  int tokens_in(size_t panel) const { return static_cast<int>(std::min<size_t>(kPanel, tokens_ - panel * kPanel)); }
+  int groups_in(size_t panel) const { return (tokens_in(panel) + kGroup - 1) / kGroup; }
+
+  template <class F>
+  void each(size_t count, const F& f) {
+    if (!progress_) {
+      for (size_t i = 0; i < count; ++i) f(i);
+      return;
+    }
+    Progress* ranges = progress_ + step_ * threads_;
+    std::atomic<size_t>& done = ranges[0].done;
+    for (size_t other = 0; other < threads_; ++other) {
+      size_t range = (thread_ + other) % threads_;
+      size_t begin = count * range / threads_, size = count * (range + 1) / threads_ - begin;
+      for (size_t i; (i = ranges[range].next.fetch_add(1, std::memory_order_relaxed)) < size;) {
+        try {
+          f(begin + i);
+        } catch (const std::exception& e) {
+          // Others wait for this task: it counts as done, and the run fails at its end.
+          error_ = e.what();
+        }
+        done.fetch_add(1, std::memory_order_release);
+      }
+    }
+    // Tasks that are taken are being computed, so the wait is shorter than one of them, unless the
+    // system has put their thread aside.
+    for (int spins = 0; done.load(std::memory_order_acquire) < count; ++spins) {
+      if (spins < kSpins) pause_briefly();
+      else std::this_thread::yield();
+    }
+  }
+
+  void import(const Step& s, size_t step) {
+    const Slice& to = s.out.used() ? s.out : s.quantized;
+    size_t size = static_cast<size_t>(to.width);
+    size_t first = first_ * run_.length;
+    const void* data = run_.spread[step].empty() ? run_.inputs[s.tensor].data : run_.spread[step].data();
+    each(panels_, [&](size_t panel) {
+      size_t at = (first + panel * kPanel) * size;
+      if (s.out.used()) {
+        k_.import_float(static_cast<const float*>(data) + at, size, tokens_in(panel), to.width, floats(s.out, panel));
+        return;
+      }
+      uint8_t* out = bytes(s.quantized, panel);
+      k_.import_uint8(static_cast<const uint8_t*>(data) + at, size, tokens_in(panel), to.width,
+                      static_cast<uint8_t>(s.flip_sign ? s.zero_point ^ 0x80 : s.zero_point), out);
+      if (s.flip_sign) flip(out, panel_bytes(size));
+    });
+  }
+
+  void gather(const Step& s) {
+    const RowProgram& rows = p_.rows[s.rows];
+    const Tensor& ids = run_.inputs[s.tensor];
+    bool repeats = ids.shape.size() == 2 && ids.shape[0] == 1;   // one row of indices for the whole batch
+    auto width = static_cast<size_t>(rows.width());
+    // Groups of tokens, so that a short batch has work for every thread.
+    size_t lanes = kPanel / kGroup;
+    each(panels_ * lanes, [&](size_t task) {
+      size_t panel = task / lanes, lane = task % lanes * kGroup;
+      int tokens = std::min(tokens_in(panel) - static_cast<int>(lane), kGroup);
+      if (tokens <= 0) return;
+      static thread_local Arena workspace;
+      auto* memory = reinterpret_cast<float*>(workspace.get((rows.scratch() + width * kGroup) * sizeof(float)));
+      float* scratch = memory + width * kGroup;
+      for (int t = 0; t < tokens; ++t) {
+        size_t token = first_ * run_.length + panel * kPanel + lane + static_cast<size_t>(t);
+        if (repeats) token %= run_.length;
+        rows.compute(index(ids, token, rows.count()), memory + static_cast<size_t>(t) * width, scratch);
+      }
+      k_.import_float(memory, width, tokens, rows.width(), floats(s.out, panel) + lane);
+    });
+  }
+
+  // As Gather counts: from the end where it is negative. In range, which Preparation saw to.
+  static size_t index(const Tensor& ids, size_t at, size_t count) {
+    int64_t i = ids.type == Type::kInt32 ? static_cast<const int32_t*>(ids.data)[at] : static_cast<const int64_t*>(ids.data)[at];
+    return static_cast<size_t>(i < 0 ? i + static_cast<int64_t>(count) : i);
+  }
+
+  static void flip(uint8_t* data, size_t count) {
+    for (size_t i = 0; i < count; ++i) data[i] ^= 0x80;
+  }
+
+  void write(const Step& s) {
+    size_t size = static_cast<size_t>(s.x.width);
+    size_t first = first_ * run_.length;
+    bool quantized = p_.buffers[s.x.buffer].quantized;
+    each(panels_, [&](size_t panel) {
+      size_t at = (first + panel * kPanel) * size;
+      if (!quantized) {
+        k_.export_float(floats(s.x, panel), tokens_in(panel), s.x.width, run_.outputs[s.tensor] + at, size);
+        return;
+      }
+      auto* out = reinterpret_cast<uint8_t*>(run_.outputs[s.tensor]) + at;
+      k_.export_uint8(bytes(s.x, panel), tokens_in(panel), s.x.width, out, size);
+      if (s.flip_sign) flip(out, static_cast<size_t>(tokens_in(panel)) * size);
+    });
+  }
+
+  Epilogue epilogue(const Step& s, size_t panel) const {
+    Epilogue e;
+    e.rounding = s.rounding;
+    e.shift = s.beta.empty() ? nullptr : s.beta.data();
+    e.out_rounding = s.out_rounding;
+    e.activation = s.activation;
+    e.residual = floats(s.residual, panel);
+    e.factor = floats(s.factor, panel);
+    e.out = floats(s.out, panel);
+    e.quantized = bytes(s.quantized, panel);
+    e.inverse_scale = s.inverse_scale;
+    e.zero_point = s.zero_point;
+    return e;
+  }
+
+  // Rows of one task, so that there are a few tasks for each thread and each is worth its start.
+  int rows_of_task(int rows) const {
+    if (!progress_) return kTaskRows;
+    size_t tasks_wanted = threads_ * 4;
+    size_t per_panel = std::max<size_t>(1, tasks_wanted / panels_);
+    int size = static_cast<int>((static_cast<size_t>(rows) + per_panel - 1) / per_panel);
+    return std::clamp((size + 31) / 32 * 32, 32, kTaskRows);
+  }
+
+  void product(const Step& s) {
+    const Product& w = p_.products[s.product];
+    int size = rows_of_task(w.rows);
+    size_t cuts = static_cast<size_t>((w.rows + size - 1) / size);
+    each(cuts * panels_, [&](size_t task) {
+      size_t panel = task % panels_;
+      int begin = static_cast<int>(task / panels_) * size, end = std::min(w.rows, begin + size);
+      Epilogue e = epilogue(s, panel);
+      e.bias = w.bias.data();
+      alignas(kCacheLine) float sums[kTaskRows * kPanel];
+      if (w.quantized) {
+        auto* integers = reinterpret_cast<int32_t*>(sums);
+        e.scale = w.scale.data();
+        k_.multiply_int8(w.int8.view(), bytes(s.x, panel), groups_in(panel), begin, end, integers);
+        k_.finish_int8(e, integers, groups_in(panel), begin, end);
+      } else {
+        k_.multiply_float(w.real.view(), floats(s.x, panel), groups_in(panel), begin, end, sums);
+        k_.finish_float(e, sums, groups_in(panel), begin, end);
+      }
+    });
+  }
+
+  void pointwise(const Step& s) {
+    int size = kTaskRows;
+    size_t cuts = static_cast<size_t>((s.x.width + size - 1) / size);
+    each(cuts * panels_, [&](size_t task) {
+      size_t panel = task % panels_;
+      int begin = static_cast<int>(task / panels_) * size, end = std::min(s.x.width, begin + size);
+      k_.finish_float(epilogue(s, panel), floats(s.x, panel) + static_cast<size_t>(begin) * kPanel, groups_in(panel),
+                      begin, end);
+    });
+  }
+
+  void layer_norm(const Step& s) {
+    size_t lanes = kPanel / kGroup;
+    each(panels_ * lanes, [&](size_t task) {
+      size_t panel = task / lanes, lane = task % lanes;
+      if (static_cast<int>(lane) >= groups_in(panel)) return;
+      size_t shift = lane * kGroup;
+      LayerNorm n;
+      n.features = s.x.width;
+      n.gamma = s.gamma.data();
+      n.beta = s.beta.empty() ? nullptr : s.beta.data();
+      n.epsilon = s.epsilon;
+      n.x = floats(s.x, panel) + shift;
+      n.residual = s.residual.used() ? floats(s.residual, panel) + shift : nullptr;
+      n.out = s.out.used() ? floats(s.out, panel) + shift : nullptr;
+      n.quantized = s.quantized.used() ? bytes(s.quantized, panel) + shift * kBlock : nullptr;
+      n.inverse_scale = s.inverse_scale;
+      n.zero_point = s.zero_point;
+      k_.layer_norm(n, 1);
+    });
+  }
+
+  void attention(const Step& s, size_t step) {
+    int heads = s.x.width / s.head_dim;
+    int length = static_cast<int>(run_.length);
+    size_t query_blocks = panels_of(run_.length);
+    size_t scratch = k_.attention_scratch(length, s.head_dim);
+    each(sequences_ * heads * query_blocks, [&](size_t task) {
+      size_t block = task % query_blocks, head = task / query_blocks % heads, sequence = task / query_blocks / heads;
+      Attention a;
+      a.head_dim = s.head_dim;
+      a.length = length;
+      a.first = sequence * run_.length;
+      int column = static_cast<int>(head) * s.head_dim;
+      auto part = [&](const Slice& from, const float*& data, int& width, int& at) {
+        data = reinterpret_cast<const float*>(base(from.buffer));
+        width = p_.buffers[from.buffer].width;
+        at = from.column + column;
+      };
+      part(s.x, a.q, a.q_width, a.q_column);
+      part(s.key, a.k, a.k_width, a.k_column);
+      part(s.value, a.v, a.v_width, a.v_column);
+      a.scale = s.scale;
+      a.scores = s.scores;
+      a.probabilities = s.probabilities;
+      a.nan_to_zero = s.nan_to_zero;
+      a.query_begin = static_cast<int>(block) * kPanel;
+      a.query_end = std::min(length, a.query_begin + kPanel);
+      if (s.out.used()) a.out = reinterpret_cast<float*>(base(s.out.buffer));
+      if (s.quantized.used()) a.quantized = base(s.quantized.buffer);
+      a.out_width = s.out.used() ? p_.buffers[s.out.buffer].width : p_.buffers[s.quantized.buffer].width;
+      a.out_column = column;
+      a.inverse_scale = s.inverse_scale;
+      a.zero_point = s.zero_point;
+      static thread_local Arena workspace;
+      size_t row = static_cast<size_t>(length) * sizeof(float);
+      bool both = run_.masks[step][1].data != nullptr;
+      uint8_t* memory = workspace.get(scratch + (both ? row * kPanel : 0));
+      a.scratch = memory;
+      mask(a, run_.masks[step], first_ + sequence, head, both ? reinterpret_cast<float*>(memory + scratch) : nullptr);
+      k_.attention(a);
+    });
+  }
+
+  // One mask is read in place; the rows of two are added up for the queries of the task.
+  static void mask(Attention& a, const std::array<Mask, 2>& masks, size_t sequence, size_t head, float* sum) {
+    if (!masks[0].data) return;
+    const float* first = masks[0].data + sequence * masks[0].batch + head * masks[0].head;
+    if (!sum) {
+      a.mask = first;
+      a.mask_stride = masks[0].query;
+      return;
+    }
+    const float* second = masks[1].data + sequence * masks[1].batch + head * masks[1].head;
+    auto length = static_cast<size_t>(a.length);
+    for (int q = a.query_begin; q < a.query_end; ++q) {
+      float* row = sum + static_cast<size_t>(q - a.query_begin) * length;
+      const float *x = first + static_cast<size_t>(q) * masks[0].query, *y = second + static_cast<size_t>(q) * masks[1].query;
+      for (size_t k = 0; k < length; ++k) row[k] = x[k] + y[k];
+    }
+    a.mask = sum - static_cast<std::ptrdiff_t>(static_cast<size_t>(a.query_begin) * length);
+    a.mask_stride = length;
+  }
+
+  void dequantize(const Step& s) {
+    each(panels_, [&](size_t panel) {
+      const uint8_t* x = bytes(s.x, panel);
+      float* out = floats(s.out, panel);
+      for (int i = 0; i < s.out.width; ++i)
+        for (int t = 0; t < kPanel; ++t)
+          out[i * kPanel + t] =
+              s.inverse_scale * static_cast<float>(x[(static_cast<size_t>(i / kBlock) * kPanel + t) * kBlock + i % kBlock] - s.zero_point);
+    });
+  }
+
+  const Program& p_;
+  const Kernels& k_;
+  const Run& run_;
+  size_t first_, sequences_, tokens_, panels_;
+  uint8_t* memory_;
+  Progress* progress_;
+  size_t threads_, thread_;
+  size_t step_ = 0;
+  std::string error_;
+};
+
+class Preparation {
+ public:
+  Preparation(const Program& p, Caller& caller) : p_(p), caller_(caller) {
+    run_.spread.resize(p.steps.size());
+    run_.masks.resize(p.steps.size());
+  }
+
+  Run prepare() {
+    find_tokens();
+    for (size_t i = 0; i < p_.steps.size(); ++i) {
+      if (p_.steps[i].kind == StepKind::kImport) fit(i);
+      if (p_.steps[i].kind == StepKind::kRows) check_rows(p_.steps[i]);
+      for (int m : {0, 1})
+        if (p_.steps[i].kind == StepKind::kAttention && p_.steps[i].masks[m] >= 0) mask(i, m);
+    }
+    for (size_t i = 0; i < p_.output_width.size(); ++i) {
+      std::vector<int64_t> shape = run_.leading;
+      shape.push_back(p_.output_width[i]);
+      run_.outputs.push_back(static_cast<float*>(caller_.output(static_cast<int>(i), shape)));
+    }
+    return std::move(run_);
+  }
+
+ private:
+  const Tensor& input(int index) {
+    if (run_.inputs.size() <= static_cast<size_t>(index)) {
+      run_.inputs.resize(index + 1);
+      run_.read.resize(index + 1, 0);
+    }
+    if (!run_.read[index]) {
+      run_.inputs[index] = caller_.input(index);
+      run_.read[index] = 1;
+    }
+    return run_.inputs[index];
+  }
+
+  static size_t count(const std::vector<int64_t>& shape, size_t dimensions) {
+    size_t n = 1;
+    for (size_t i = 0; i < dimensions; ++i) n *= static_cast<size_t>(shape[i]);
+    return n;
+  }
+
+  void find_tokens() {
+    bool found = false;
+    for (const Step& s : p_.steps) {
+      if (s.kind != StepKind::kImport && s.kind != StepKind::kRows) continue;
+      const Tensor& t = input(s.tensor);
+      size_t rank = t.shape.size();
+      if (s.kind == StepKind::kImport) {
+        int width = s.out.used() ? s.out.width : s.quantized.width;
+        if (rank == 0 || t.shape.back() != width)
+          throw std::runtime_error("an input of shape " + text(t.shape) + " was expected to have " +
+                                   std::to_string(width) + " features");
+        --rank;
+      }
+      // What is there once for the whole batch is repeated: it does not say how large that is.
+      bool repeats = rank == 0 || t.shape[0] == 1;
+      if (found && (rank < run_.leading.size() || (rank == run_.leading.size() && repeats))) continue;
+      found = true;
+      run_.leading.assign(t.shape.begin(), t.shape.begin() + static_cast<std::ptrdiff_t>(rank));
+    }
+    if (!found) throw std::runtime_error("the part reads no tokens");
+    if (p_.sequence_rank == 3 && run_.leading.size() != 2)
+      throw std::runtime_error("attention was expected on [batch, sequence, features], found tokens of shape " + text(run_.leading));
+    run_.batch = run_.leading.size() == 2 ? static_cast<size_t>(run_.leading[0]) : 1;
+    size_t tokens = count(run_.leading, run_.leading.size());
+    run_.length = run_.batch == 0 ? 0 : tokens / run_.batch;
+  }
+
+  // An input with fewer batches than the others is repeated.
+  void fit(size_t step) {
+    const Step& s = p_.steps[step];
+    const Tensor& t = input(s.tensor);
+    std::vector<int64_t> leading(t.shape.begin(), t.shape.end() - 1);
+    if (leading == run_.leading) return;
+    size_t tokens = count(leading, leading.size());
+    bool repeats = tokens == run_.length && s.out.used() &&
+                   (leading.size() == 1 || (leading.size() == 2 && leading[0] == 1 && run_.leading.size() == 2));
+    if (!repeats)
+      throw std::runtime_error("inputs were expected to have the same tokens, found " + text(leading) + " and " + text(run_.leading));
+    size_t size = tokens * static_cast<size_t>(s.out.width);
+    std::vector<float>& all = run_.spread[step];
+    all.reserve(size * run_.batch);
+    const auto* data = static_cast<const float*>(t.data);
+    for (size_t b = 0; b < run_.batch; ++b) all.insert(all.end(), data, data + size);
+  }
+
+  void check_rows(const Step& s) {
+    const Tensor& t = input(s.tensor);
+    bool repeats = t.shape.size() == 2 && run_.leading.size() == 2 && t.shape[0] == 1 && t.shape[1] == run_.leading[1];
+    if (t.shape != run_.leading && !repeats)
+      throw std::runtime_error("indices were expected for tokens of shape " + text(run_.leading) + ", found " + text(t.shape));
+    if (t.type != Type::kInt64 && t.type != Type::kInt32)
+      throw std::runtime_error("indices were expected as int64 or int32");
+    auto rows = static_cast<int64_t>(p_.rows[s.rows].count());
+    size_t n = count(t.shape, t.shape.size());
+    for (size_t i = 0; i < n; ++i) {
+      int64_t v = t.type == Type::kInt32 ? static_cast<const int32_t*>(t.data)[i] : static_cast<const int64_t*>(t.data)[i];
+      if (v < -rows || v >= rows)
+        throw std::runtime_error("an index was expected from " + std::to_string(-rows) + " to " + std::to_string(rows - 1) +
+                                 ", found " + std::to_string(v));
+    }
+  }
+
+  void mask(size_t step, int which) {
+    const Step& s = p_.steps[step];
+    int from = s.masks[which];
+    Tensor t;
+    if (from < kConstantMasks) t = input(from);
+    else t = {Type::kFloat, p_.masks[from - kConstantMasks].data.data(), p_.masks[from - kConstantMasks].shape};
+    auto heads = static_cast<size_t>(s.x.width / s.head_dim);
+    size_t most[4] = {run_.batch, heads, run_.length, run_.length};
+    size_t shape[4] = {1, 1, 1, 1};
+    bool fine = t.shape.size() <= 4;
+    for (size_t i = 0; fine && i < t.shape.size(); ++i)
+      shape[4 - t.shape.size() + i] = static_cast<size_t>(t.shape[i]);
+    for (int i = 0; i < 4; ++i) fine = fine && (shape[i] == most[i] || (shape[i] == 1 && i < 3));
+    if (!fine)
+      throw std::runtime_error("a mask of shape " + text(t.shape) + " does not fit scores of " +
+                               text({static_cast<int64_t>(most[0]), static_cast<int64_t>(heads),
+                                     static_cast<int64_t>(run_.length), static_cast<int64_t>(run_.length)}));
+    Mask& m = run_.masks[step][which];
+    m.data = static_cast<const float*>(t.data);
+    m.query = shape[2] == 1 ? 0 : shape[3];
+    m.head = shape[1] == 1 ? 0 : shape[2] * shape[3];
+    m.batch = shape[0] == 1 ? 0 : shape[1] * shape[2] * shape[3];
+  }
+
+  const Program& p_;
+  Caller& caller_;
+  Run run_;
+};
+
+}  // namespace
+
+Executor::Executor(Program program, int threads)
+    : program_(std::move(program)), threads_(std::max(1, threads)), arenas_(std::make_unique<Arenas>()) {}
+Executor::~Executor() = default;
+
+void Executor::run(Caller& caller) const {
+  Run run = Preparation(program_, caller).prepare();
+  if (run.batch == 0 || run.length == 0) return;
+  size_t sequences = std::max<size_t>(1, kGroupTokens / run.length);
+  size_t groups = (run.batch + sequences - 1) / sequences;
+  auto threads = static_cast<size_t>(threads_);
+  // Alone, a group waits for no other thread; too few groups would leave threads without work.
+  bool alone = threads == 1 || groups >= 4 * threads || (groups > 1 && groups % threads == 0);
+  if (!alone) {
+    sequences = run.batch;
+    groups = 1;
+  }
+  if (alone) {
+    run_groups(run, caller, sequences, groups);
+  } else {
+    run_together(run, caller);
+  }
+}
+
+namespace {
+
+// Errors of several threads: the last one is told.
+class Errors {
+ public:
+  void add(const std::string& text) noexcept {
+    try {
+      std::lock_guard<std::mutex> lock(mutex_);
+      text_ = text.empty() ? "failed" : text;
+    } catch (...) {
+      failed_ = true;
+    }
+  }
+  void raise() const {
+    if (!text_.empty() || failed_) throw std::runtime_error(text_.empty() ? "failed" : text_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::string text_;
+  std::atomic<bool> failed_{false};
+};
+
+// Exceptions must not cross the thread pool of ONNX Runtime.
+template <class F>
+void parallel(Caller& caller, size_t count, const F& body) {
+  struct Shared {
+    const F* body;
+    Errors errors;
+  } shared{&body, {}};
+  auto task = [](void* context, size_t i) {
+    auto& s = *static_cast<Shared*>(context);
+    try {
+      (*s.body)(i, s.errors);
+    } catch (const std::exception& e) {
+      s.errors.add(e.what());
+    }
+  };
+  if (count == 1) task(&shared, 0);
+  else caller.parallel(count, task, &shared);
+  shared.errors.raise();
+}
+
+}  // namespace
+
+void Executor::run_groups(const Run& run, Caller& caller, size_t sequences, size_t groups) const {
+  parallel(caller, groups, [&](size_t i, Errors&) {
+    size_t first = i * sequences, count = std::min(sequences, run.batch - first);
+    auto arena = arenas_->take();
+    uint8_t* memory = arena->get(program_.arena_bytes * panels_of(count * run.length));
+    Group(program_, run, first, count, memory, nullptr, 1, 0).go();
+    arenas_->give(std::move(arena));
+  });
+}
+
+void Executor::run_together(const Run& run, Caller& caller) const {
+  auto arena = arenas_->take();
+  uint8_t* memory = arena->get(program_.arena_bytes * panels_of(run.batch * run.length));
+  std::vector<Progress> progress(program_.steps.size() * static_cast<size_t>(threads_));
+  parallel(caller, static_cast<size_t>(threads_), [&](size_t thread, Errors& errors) {
+    Group group(program_, run, 0, run.batch, memory, progress.data(), threads_, static_cast<int>(thread));
+    group.go();
+    if (!group.error().empty()) errors.add(group.error());
+  });
+  arenas_->give(std::move(arena));
+}
+
+}  // namespace obert

@@ -1,0 +1,456 @@
+#include "lower.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "weights.h"
+
+namespace obert {
+namespace {
+
+// One op with everything that was fused into it. Results of fused ops are results of the head.
+struct Fused {
+  int op = -1;                     // the op it began with
+  int last = -1;                   // the op whose float result it has
+  Rounding rounding, out_rounding;
+  int shift = -1;                  // op kShift that comes before the activation
+  Activation activation = Activation::kNone;
+  int residual = -1, factor = -1;  // ops
+  int quantize = -1;               // op whose result is a second output
+  bool keep_float = true;
+  int group = -1;                  // products of one input: the first of them
+};
+
+class Lowering {
+ public:
+  Lowering(const Graph& g, const Match& m, const Signature& s, const Kernels* k) : g_(g), m_(m), s_(s) {
+    p_.kernels = k;
+    ops_ = m.ops;
+  }
+
+  Program run() {
+    add_exports();
+    count_uses();
+    fuse();
+    order();
+    merge_products();
+    emit();
+    share_memory();
+    return std::move(p_);
+  }
+
+ private:
+  struct Export {
+    int op;
+    int output;
+  };
+
+  void add_exports() {
+    for (size_t i = 0; i < s_.outputs.size(); ++i) {
+      View v = m_.views[s_.outputs[i]];
+      if (!v.plain()) throw std::runtime_error("an output of the part is not held");
+      int op = v.op;
+      if (v.form == Form::kDequantized) {
+        op = -1;
+        for (size_t o = 0; o < ops_.size(); ++o)
+          if (ops_[o].kind == OpKind::kDequantize && ops_[o].inputs[0] == v.op) op = static_cast<int>(o);
+        if (op < 0) {
+          Op d;
+          d.kind = OpKind::kDequantize;
+          d.inputs = {v.op};
+          d.width = ops_[v.op].width;
+          d.quantization = ops_[v.op].quantization;
+          ops_.push_back(d);
+          op = static_cast<int>(ops_.size()) - 1;
+        }
+      }
+      exports_.push_back({op, static_cast<int>(i)});
+    }
+  }
+
+  void count_uses() {
+    readers_.assign(ops_.size(), {});
+    exported_.assign(ops_.size(), 0);
+    std::vector<char> live(ops_.size(), 0);
+    for (const Export& e : exports_) live[e.op] = exported_[e.op] = 1;
+    for (int o = static_cast<int>(ops_.size()) - 1; o >= 0; --o) {
+      if (!live[o]) continue;
+      for (int input : ops_[o].inputs) {
+        live[input] = 1;
+        readers_[input].push_back(o);
+      }
+    }
+    live_ = live;
+  }
+
+  int only_reader(int op) const { return !exported_[op] && readers_[op].size() == 1 ? readers_[op][0] : -1; }
+
+  void fuse() {
+    taken_.assign(ops_.size(), 0);
+    for (int o = 0; o < static_cast<int>(ops_.size()); ++o) {
+      if (!live_[o] || taken_[o]) continue;
+      Fused f;
+      f.op = f.last = o;
+      const Op& op = ops_[o];
+      if (op.kind == OpKind::kLinear || op.kind == OpKind::kActivate) {
+        if (op.kind == OpKind::kActivate) f.activation = op.activation;
+        follow(f);
+      } else if (op.kind == OpKind::kAdd) {
+        int next = only_reader(o);
+        if (next >= 0 && ops_[next].kind == OpKind::kLayerNorm) {
+          taken_[next] = 1;
+          f.op = f.last = next;
+          f.residual = o;    // both inputs of this op
+        }
+      }
+      if (op.kind != OpKind::kImport && op.kind != OpKind::kRows && op.kind != OpKind::kDequantize) take_quantize(f);
+      taken_[o] = 1;
+      fused_.push_back(f);
+    }
+  }
+
+  // Activation, then one sum or product with something else, while nobody else reads what is between.
+  void follow(Fused& f) {
+    for (;;) {
+      int next = only_reader(f.last);
+      if (next < 0 || taken_[next]) return;
+      const Op& op = ops_[next];
+      bool open = f.residual < 0 && f.factor < 0 && f.out_rounding.scale == 0.f;
+      if (op.kind == OpKind::kQuantize) {
+        // Quantised and at once dequantised: a float that was rounded.
+        int back = only_reader(next);
+        if (back < 0 || ops_[back].kind != OpKind::kDequantize) return;
+        bool first = f.rounding.scale == 0.f && f.shift < 0 && f.activation == Activation::kNone && open;
+        if (!first && f.out_rounding.scale != 0.f) return;
+        (first ? f.rounding : f.out_rounding) = {op.quantization.scale, op.quantization.zero_point};
+        taken_[next] = 1;
+        next = back;
+      } else if (op.kind == OpKind::kShift && open && f.shift < 0 && f.activation == Activation::kNone) {
+        f.shift = next;
+      } else if (op.kind == OpKind::kActivate && open && f.activation == Activation::kNone) {
+        f.activation = op.activation;
+      } else if ((op.kind == OpKind::kAdd || op.kind == OpKind::kMultiply) && open && op.inputs[0] != op.inputs[1]) {
+        int other = op.inputs[0] == f.last ? op.inputs[1] : op.inputs[0];
+        (op.kind == OpKind::kAdd ? f.residual : f.factor) = other;
+      } else {
+        return;
+      }
+      taken_[next] = 1;
+      f.last = next;
+    }
+  }
+
+  void take_quantize(Fused& f) {
+    const auto& readers = readers_[f.last];
+    int found = -1;
+    for (int r : readers) {
+      if (ops_[r].kind != OpKind::kQuantize || taken_[r]) continue;
+      found = r;
+      break;
+    }
+    if (found < 0) return;
+    taken_[found] = 1;
+    f.quantize = found;
+    f.keep_float = exported_[f.last] || readers.size() > 1;
+  }
+
+  // A fused op runs when all it reads is there: in the order of the last op it took up. Ops are
+  // numbered in topological order but for sums whose other side comes later in the graph.
+  void order() {
+    std::vector<int> made_by(ops_.size(), -1);
+    for (size_t i = 0; i < fused_.size(); ++i) {
+      made_by[fused_[i].last] = static_cast<int>(i);
+      if (fused_[i].quantize >= 0) made_by[fused_[i].quantize] = static_cast<int>(i);
+    }
+    std::vector<Fused> sorted;
+    std::vector<char> state(fused_.size(), 0);
+    // Iterative depth-first search: hostile graphs may be deep.
+    for (size_t start = 0; start < fused_.size(); ++start) {
+      std::vector<int> stack = {static_cast<int>(start)};
+      while (!stack.empty()) {
+        int i = stack.back();
+        if (state[i] == 2) {
+          stack.pop_back();
+          continue;
+        }
+        bool ready = true;
+        for (int input : reads(fused_[i])) {
+          int from = made_by[input];
+          if (from < 0 || from == i) throw std::runtime_error("a tensor of the part is not computed");
+          if (state[from] != 2) {
+            if (state[from] == 1) throw std::runtime_error("the part has a cycle");
+            stack.push_back(from);
+            ready = false;
+          }
+        }
+        state[i] = ready ? 2 : 1;
+        if (ready) {
+          sorted.push_back(fused_[i]);
+          stack.pop_back();
+        }
+      }
+    }
+    fused_ = std::move(sorted);
+  }
+
+  std::vector<int> reads(const Fused& f) const {
+    std::vector<int> r;
+    if (ops_[f.op].kind == OpKind::kLayerNorm && f.residual >= 0) return ops_[f.residual].inputs;
+    r = ops_[f.op].inputs;
+    if (f.residual >= 0) r.push_back(f.residual);
+    if (f.factor >= 0) r.push_back(f.factor);
+    return r;
+  }
+
+  bool mergeable(const Fused& f) const {
+    const Op& op = ops_[f.op];
+    return op.kind == OpKind::kLinear && f.last == f.op && f.quantize < 0 && op.width % kBlock == 0;
+  }
+
+  // Queries, keys and values: one walk over the activations instead of three.
+  void merge_products() {
+    for (size_t i = 0; i < fused_.size(); ++i) {
+      if (!mergeable(fused_[i]) || fused_[i].group >= 0) continue;
+      for (size_t j = i + 1; j < fused_.size(); ++j) {
+        if (!mergeable(fused_[j]) || fused_[j].group >= 0) continue;
+        if (ops_[fused_[j].op].inputs[0] != ops_[fused_[i].op].inputs[0]) continue;
+        fused_[j].group = static_cast<int>(i);
+      }
+    }
+  }
+
+  int new_buffer(int width, bool quantized) {
+    Buffer b;
+    b.width = width;
+    b.quantized = quantized;
+    b.bytes = quantized ? panel_bytes(static_cast<size_t>(width)) : panel_floats(static_cast<size_t>(width)) * sizeof(float);
+    p_.buffers.push_back(b);
+    return static_cast<int>(p_.buffers.size()) - 1;
+  }
+
+  Slice fresh(int op) {
+    Slice s;
+    s.width = ops_[op].width;
+    s.buffer = new_buffer(s.width, ops_[op].quantized);
+    place_[op] = s;
+    return s;
+  }
+
+  int input_index(int value) const {
+    auto found = std::find(s_.inputs.begin(), s_.inputs.end(), value);
+    if (found == s_.inputs.end()) throw std::runtime_error("value '" + g_.values[value].name + "', which the part reads, is not among its inputs");
+    return static_cast<int>(found - s_.inputs.begin());
+  }
+
+  void emit() {
+    place_.resize(ops_.size());
+    for (size_t i = 0; i < fused_.size(); ++i) {
+      if (fused_[i].group < 0) step_of(i);
+    }
+    for (const Export& e : exports_) {
+      Step s;
+      s.kind = StepKind::kExport;
+      s.x = place_[e.op];
+      s.tensor = e.output;
+      s.flip_sign = ops_[e.op].quantized && ops_[e.op].quantization.is_signed;
+      p_.steps.push_back(s);
+    }
+    p_.output_width.assign(s_.outputs.size(), 0);
+    for (const Export& e : exports_) p_.output_width[e.output] = ops_[e.op].width;
+  }
+
+  void step_of(size_t index) {
+    const Fused& f = fused_[index];
+    const Op& op = ops_[f.op];
+    Step s;
+    s.activation = f.activation;
+    s.rounding = f.rounding;
+    s.out_rounding = f.out_rounding;
+    if (f.shift >= 0) s.beta = ops_[f.shift].beta;
+    switch (op.kind) {
+      case OpKind::kImport:
+        s.kind = StepKind::kImport;
+        s.tensor = input_index(op.value);
+        s.flip_sign = op.quantized && op.quantization.is_signed;
+        s.zero_point = op.quantization.zero_point;
+        (op.quantized ? s.quantized : s.out) = fresh(f.op);
+        p_.steps.push_back(s);
+        return;
+      case OpKind::kRows:
+        s.kind = StepKind::kRows;
+        s.tensor = input_index(op.value);
+        s.rows = static_cast<int>(p_.rows.size());
+        p_.rows.emplace_back(m_.rows, op.row);
+        s.out = fresh(f.op);
+        p_.steps.push_back(s);
+        return;
+      case OpKind::kDequantize:
+        s.kind = StepKind::kDequantize;
+        s.x = place_[op.inputs[0]];
+        s.inverse_scale = op.quantization.scale;
+        s.zero_point = op.quantization.zero_point;
+        s.out = fresh(f.op);
+        p_.steps.push_back(s);
+        return;
+      case OpKind::kLinear:
+        s.kind = StepKind::kProduct;
+        s.x = place_[op.inputs[0]];
+        break;
+      case OpKind::kLayerNorm:
+        s.kind = StepKind::kLayerNorm;
+        s.gamma = op.gamma;
+        s.beta = op.beta;
+        s.epsilon = op.epsilon;
+        s.x = place_[f.residual >= 0 ? ops_[f.residual].inputs[0] : op.inputs[0]];
+        if (f.residual >= 0) s.residual = place_[ops_[f.residual].inputs[1]];
+        break;
+      case OpKind::kAttention:
+        attention(s, op);
+        break;
+      default:
+        s.kind = StepKind::kPointwise;
+        s.x = place_[op.inputs[0]];
+        if (op.kind == OpKind::kShift) s.beta = op.beta;
+        if (op.kind == OpKind::kAdd) s.residual = place_[op.inputs[1]];
+        if (op.kind == OpKind::kMultiply) s.factor = place_[op.inputs[1]];
+        break;
+    }
+    if (op.kind != OpKind::kLayerNorm) {
+      if (f.residual >= 0) s.residual = place_[f.residual];
+      if (f.factor >= 0) s.factor = place_[f.factor];
+    }
+    if (op.kind == OpKind::kQuantize) {
+      quantized_output(s, f.op);
+    } else if (s.kind == StepKind::kProduct) {
+      product(s, index);
+    } else if (f.keep_float) {
+      s.out = fresh(f.last);
+    }
+    if (f.quantize >= 0) quantized_output(s, f.quantize);
+    p_.steps.push_back(s);
+  }
+
+  void quantized_output(Step& s, int op) {
+    s.quantized = fresh(op);
+    s.inverse_scale = 1.f / ops_[op].quantization.scale;
+    s.zero_point = ops_[op].quantization.zero_point;
+  }
+
+  void attention(Step& s, const Op& op) {
+    s.kind = StepKind::kAttention;
+    s.x = place_[op.inputs[0]];
+    s.key = place_[op.inputs[1]];
+    s.value = place_[op.inputs[2]];
+    s.head_dim = op.head_dim;
+    s.scale = op.scale;
+    for (int i : {0, 1}) {
+      if (const Constant* c = g_.constant(op.masks[i])) {
+        s.masks[i] = kConstantMasks + static_cast<int>(p_.masks.size());
+        p_.masks.push_back({c->shape, std::vector<float>(c->as<float>(), c->as<float>() + c->count)});
+      } else if (op.masks[i] >= 0) {
+        s.masks[i] = input_index(op.masks[i]);
+      }
+    }
+    s.nan_to_zero = op.nan_to_zero;
+    s.scores = {op.score_rounding.scale * op.scale, op.score_rounding.zero_point};
+    s.probabilities = {op.probability_rounding.scale, op.probability_rounding.zero_point};
+    p_.sequence_rank = 3;
+  }
+
+  void product(Step& s, size_t index) {
+    std::vector<const Op*> members;
+    std::vector<int> results;
+    int width = 0;
+    for (size_t j = index; j < fused_.size(); ++j) {
+      if (j != index && fused_[j].group != static_cast<int>(index)) continue;
+      members.push_back(&ops_[fused_[j].op]);
+      results.push_back(fused_[j].last);
+      width += ops_[fused_[j].last].width;
+    }
+    std::vector<const Weights*> weights;
+    for (const Op* member : members) weights.push_back(&m_.weights[member->weights]);
+    const Op& input = ops_[members[0]->inputs[0]];
+    s.product = static_cast<int>(p_.products.size());
+    p_.products.push_back(prepare(weights, input.quantized ? &input.quantization : nullptr, *p_.kernels));
+    if (!fused_[index].keep_float) return;
+    int buffer = new_buffer(width, false);
+    int column = 0;
+    for (int r : results) {
+      place_[r].buffer = buffer;
+      place_[r].column = column;
+      place_[r].width = ops_[r].width;
+      column += ops_[r].width;
+    }
+    s.out.buffer = buffer;
+    s.out.width = width;
+  }
+
+  // Buffers in the order of their birth take the smallest free piece that fits, or the largest that
+  // then grows.
+  void share_memory() {
+    struct Piece {
+      size_t bytes;
+      bool free;
+    };
+    std::vector<Piece> pieces;
+    std::vector<int> piece_of(p_.buffers.size(), -1), last(p_.buffers.size(), -1);
+    auto each = [&](const Step& s, auto&& visit) {
+      for (const Slice* x : {&s.x, &s.residual, &s.factor, &s.key, &s.value, &s.out, &s.quantized})
+        if (x->used()) visit(x->buffer);
+    };
+    for (size_t i = 0; i < p_.steps.size(); ++i) each(p_.steps[i], [&](int b) { last[b] = static_cast<int>(i); });
+    for (size_t i = 0; i < p_.steps.size(); ++i) {
+      each(p_.steps[i], [&](int b) {
+        if (piece_of[b] >= 0) return;
+        size_t need = p_.buffers[b].bytes;
+        int best = -1;
+        for (int p = 0; p < static_cast<int>(pieces.size()); ++p) {
+          if (!pieces[p].free) continue;
+          if (best < 0) { best = p; continue; }
+          bool fits = pieces[p].bytes >= need, best_fits = pieces[best].bytes >= need;
+          if (fits ? (!best_fits || pieces[p].bytes < pieces[best].bytes)
+                   : (!best_fits && pieces[p].bytes > pieces[best].bytes)) best = p;
+        }
+        if (best < 0) {
+          best = static_cast<int>(pieces.size());
+          pieces.push_back({0, true});
+        }
+        pieces[best].free = false;
+        pieces[best].bytes = std::max(pieces[best].bytes, need);
+        piece_of[b] = best;
+      });
+      each(p_.steps[i], [&](int b) {
+        if (last[b] == static_cast<int>(i)) pieces[piece_of[b]].free = true;
+      });
+    }
+    std::vector<size_t> offsets;
+    size_t total = 0;
+    for (const Piece& piece : pieces) {
+      offsets.push_back(total);
+      total += piece.bytes;
+    }
+    for (size_t b = 0; b < p_.buffers.size(); ++b)
+      if (piece_of[b] >= 0) p_.buffers[b].offset = offsets[piece_of[b]];
+    p_.arena_bytes = total;
+  }
+
+  const Graph& g_;
+  const Match& m_;
+  const Signature& s_;
+  Program p_;
+  std::vector<Op> ops_;
+  std::vector<Export> exports_;
+  std::vector<std::vector<int>> readers_;
+  std::vector<char> exported_, live_, taken_;
+  std::vector<Fused> fused_;
+  std::vector<Slice> place_;
+};
+
+}  // namespace
+
+Program lower(const Graph& graph, const Match& match, const Signature& signature, const Kernels* kernels) {
+  return Lowering(graph, match, signature, kernels).run();
+}
+
+}  // namespace obert

@@ -1,0 +1,136 @@
+// A compiled part: steps over buffers, ready to run. Knows no graph and no ONNX Runtime.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../kernels/kernels.h"
+#include "../kernels/pack_sparse.h"
+#include "row_program.h"
+
+namespace obert {
+
+// Features of a buffer, as one tensor among others that share it.
+struct Slice {
+  int buffer = -1;
+  int column = 0;
+  int width = 0;
+  bool used() const { return buffer >= 0; }
+};
+
+struct Buffer {
+  int width = 0;
+  bool quantized = false;
+  size_t offset = 0;         // bytes per panel of tokens, in the arena
+  size_t bytes = 0;          // per panel
+};
+
+enum class StepKind : uint8_t { kImport, kRows, kProduct, kPointwise, kLayerNorm, kAttention, kDequantize, kExport };
+
+// One kernel, or a run of them, over all tokens.
+struct Step {
+  StepKind kind = StepKind::kImport;
+  Slice x;                                // what it reads
+  Slice residual, factor;                 // kProduct, kPointwise; residual also kLayerNorm
+  Slice out, quantized;                   // what it writes: float, uint8, or both
+  int tensor = -1;                        // kImport, kRows: input of the part; kExport: output of the part
+  int rows = -1;                          // kRows: place in Program::rows
+  bool flip_sign = false;                 // kImport, kExport: int8 outside, uint8 with 128 added inside
+  Activation activation = Activation::kNone;
+  float inverse_scale = 1.f;              // of `quantized`; kDequantize: the scale itself
+  int zero_point = 0;
+  int product = -1;                       // kProduct: place in Program::products
+  std::vector<float> gamma, beta;         // kLayerNorm; kProduct, kPointwise: beta is Epilogue's shift
+  float epsilon = 0.f;
+  Slice key, value;                       // kAttention; x is the queries
+  int head_dim = 0;
+  float scale = 1.f;
+  int masks[2] = {-1, -1};                // kAttention: inputs of the part; from kConstantMasks on
+                                          // places in Program::masks; -1: none
+  bool nan_to_zero = false;               // kAttention
+  Rounding scores, probabilities;         // kAttention
+  Rounding rounding, out_rounding;        // kProduct, kPointwise: see Epilogue
+};
+
+// A packed matrix with what its epilogue needs.
+struct Product {
+  bool quantized = false;                 // int8 by uint8, otherwise float by float
+  int rows = 0;
+  SparseInt8Storage int8;
+  SparseFloatStorage real;
+  std::vector<float> scale, bias;         // [rows]; scale is empty for float
+};
+
+constexpr int kConstantMasks = 1 << 20;
+
+struct ConstantMask {
+  std::vector<int64_t> shape;
+  std::vector<float> data;
+};
+
+struct Program {
+  std::vector<Step> steps;
+  std::vector<Product> products;
+  std::vector<RowProgram> rows;
+  std::vector<ConstantMask> masks;
+  std::vector<Buffer> buffers;
+  std::vector<int> output_width;          // by output of the part
+  size_t arena_bytes = 0;                 // per panel of tokens
+  int sequence_rank = 0;                  // 3 when a step needs [batch, sequence, width], otherwise 0
+  const Kernels* kernels = nullptr;
+};
+
+// A tensor of ONNX Runtime: row-major, on the CPU.
+struct Tensor {
+  Type type = Type::kFloat;
+  const void* data = nullptr;
+  std::vector<int64_t> shape;
+};
+
+// What a run needs from outside.
+class Caller {
+ public:
+  virtual ~Caller() = default;
+  virtual Tensor input(int index) = 0;
+  virtual void* output(int index, const std::vector<int64_t>& shape) = 0;
+  // task(context, i) for i in 0 .. count, on as many threads as there are.
+  virtual void parallel(size_t count, void (*task)(void*, size_t), void* context) = 0;
+};
+
+// Reusable working memory; one for each thread of execution.
+class Arena {
+ public:
+  // At least `bytes`, 64-byte aligned, zeroed when grown.
+  uint8_t* get(size_t bytes);
+
+ private:
+  struct Free { void operator()(void* p) const; };
+  std::unique_ptr<uint8_t, Free> memory_;
+  size_t size_ = 0;
+};
+
+class Arenas;
+struct Run;
+
+// Runs a program. Safe to call from several threads at once.
+class Executor {
+ public:
+  Executor(Program program, int threads);
+  ~Executor();
+  // Throws std::runtime_error where the inputs do not fit together.
+  void run(Caller& caller) const;
+  const Program& program() const { return program_; }
+
+ private:
+  // Groups of sequences, each done by one thread.
+  void run_groups(const Run& run, Caller& caller, size_t sequences, size_t groups) const;
+  // The whole batch, every step shared between the threads.
+  void run_together(const Run& run, Caller& caller) const;
+
+  Program program_;
+  int threads_;
+  std::unique_ptr<Arenas> arenas_;
+};
+
+}  // namespace obert

@@ -1,0 +1,111 @@
+// Encoder layers through matching, lowering and running, against the naive interpreter.
+#include <cmath>
+
+#include "builder.h"
+#include "check.h"
+#include "run.h"
+
+using namespace obert;
+using namespace obert::testing;
+
+namespace {
+
+Array tokens(Numbers& r, int64_t batch, int64_t length, int64_t width) {
+  Array a;
+  a.shape = {batch, length, width};
+  for (int64_t i = 0; i < batch * length * width; ++i) a.data.push_back(static_cast<float>(r.normal()));
+  return a;
+}
+
+// Padding at the end of every sequence but the first.
+Array padding(int64_t batch, int64_t length) {
+  Array a;
+  a.shape = {batch, 1, 1, length};
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t i = 0; i < length; ++i) a.data.push_back(i > 0 && i >= length - b ? -3.4028234663852886e38 : 0.0);
+  return a;
+}
+
+// Largest and mean distance. An activation that rounds to the other side moves a result by a step of
+// its quantisation times a weight, so few results may be a step away, and most must not be.
+void compare(const Array& got, const Array& expected, double largest, double mean) {
+  CHECK(got.shape == expected.shape);
+  double most = 0, sum = 0;
+  for (size_t i = 0; i < got.data.size(); ++i) {
+    double d = std::fabs(got.data[i] - expected.data[i]);
+    if (!(d <= most)) most = d;
+    sum += d;
+  }
+  CHECK(most <= largest);
+  CHECK(sum / static_cast<double>(got.data.size()) <= mean);
+  if (most > largest || sum / static_cast<double>(got.data.size()) > mean)
+    std::fprintf(stderr, "  largest %g mean %g\n", most, sum / static_cast<double>(got.data.size()));
+}
+
+void layers(const Kernels* kernels, int count, int batch, int length, int threads, bool masked) {
+  Builder b;
+  Numbers r(static_cast<uint32_t>(count * 1000 + batch * 100 + length));
+  int hidden = b.input("hidden"), mask = masked ? b.input("mask") : -1;
+  int x = hidden;
+  for (int i = 0; i < count; ++i) x = encoder_layer(b, r, x, mask, 64, 4, 128, 0.4f);
+  b.output(x);
+  Claims claims = claim(b.graph);
+  CHECK_SAME(claims.parts.size(), 1u);
+  CHECK_SAME(claims.parts[0].size(), b.graph.nodes.size());
+  std::map<int, Array> known = {{hidden, tokens(r, batch, length, 64)}};
+  if (masked) known[mask] = padding(batch, length);
+  Array got = run_engine(b.graph, known, kernels, threads).at(x);
+  // One rounding to the other side weighs more among few tokens.
+  compare(got, Reference(b.graph).run(known).at(x), 0.2, batch * length < 16 ? 0.02 : 0.002);
+}
+
+// A graph as quantize_static writes it: results of products are quantised before their bias, and so
+// are queries, keys, scores, probabilities and values.
+void foreign_layer(const Kernels* kernels, int batch, int length) {
+  Builder b;
+  Numbers r(static_cast<uint32_t>(length));
+  int hidden = b.input("hidden"), mask = b.input("mask");
+  int split = b.constant({0, 0, 4, 16}), join = b.constant({0, 0, 64});
+  int x = b.fake_quantize(hidden, 0.03f, 125);
+  auto linear = [&](int input) {
+    std::vector<int8_t> data = r.weights(64, 64, 0.4f);
+    int w = b.constant({64, 64}, data);
+    int dq = b.node("DequantizeLinear", {w, b.scalar(0.003f)});
+    int product = b.fake_quantize(b.node("MatMul", {input, dq}), 0.03f, 120);
+    return b.node("Add", {b.constant({64}, r.normals(64, 0.1f)), product});
+  };
+  auto heads = [&](std::vector<int64_t> order) {
+    int y = b.transpose(b.node("Reshape", {linear(x), split}), std::move(order));
+    return b.fake_quantize(b.node("Mul", {y, b.scalar(0.5f)}), 0.02f, 118);
+  };
+  int q = heads({0, 2, 1, 3}), k = heads({0, 2, 3, 1});
+  int v = b.fake_quantize(b.transpose(b.node("Reshape", {linear(x), split}), {0, 2, 1, 3}), 0.04f, 127);
+  int scores = b.node("Add", {b.fake_quantize(b.node("MatMul", {q, k}), 0.05f, 128), mask});
+  int p = b.fake_quantize(b.node("Softmax", {scores}), 1.f / 255, 0);
+  int context = b.fake_quantize(b.node("MatMul", {p, v}), 0.03f, 127);
+  context = b.fake_quantize(b.node("Reshape", {b.transpose(context, {0, 2, 1, 3}), join}), 0.03f, 127);
+  int out = layer_norm(b, r, b.node("Add", {linear(context), hidden}), 64);
+  b.output(out);
+  Claims claims = claim(b.graph);
+  CHECK_SAME(claims.parts.size(), 1u);
+  if (claims.parts.size() == 1) CHECK_SAME(claims.parts[0].size(), b.graph.nodes.size());
+  std::map<int, Array> known = {{hidden, tokens(r, batch, length, 64)}, {mask, padding(batch, length)}};
+  Array got = run_engine(b.graph, known, kernels, 2).at(out);
+  compare(got, Reference(b.graph).run(known).at(out), 0.3, 0.006);
+}
+
+}  // namespace
+
+int main() {
+  KernelSet set = available_kernels();
+  for (size_t i = 0; i < set.count; ++i) {
+    const Kernels* k = set.tables[i];
+    std::printf("%s\n", k->name);
+    for (int length : {1, 3, 16, 17, 63, 64, 65, 130}) layers(k, 1, 1, length, 2, false);
+    for (int batch : {2, 3, 5}) layers(k, 1, batch, 21, 2, true);
+    layers(k, 2, 9, 70, 2, true);
+    layers(k, 1, 16, 33, 1, true);
+    for (int length : {7, 40}) foreign_layer(k, 2, length);
+  }
+  return finish();
+}

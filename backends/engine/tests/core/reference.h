@@ -1,0 +1,201 @@
+// A naive interpreter of the ops that the engine claims, in double: the oracle of whole programs.
+#pragma once
+#include <cmath>
+#include <map>
+#include <stdexcept>
+#include <vector>
+
+#include "../../src/graph/graph.h"
+
+namespace obert::testing {
+
+struct Array {
+  std::vector<int64_t> shape;
+  std::vector<double> data;
+
+  static int64_t count(const std::vector<int64_t>& shape) {
+    int64_t n = 1;
+    for (int64_t d : shape) n *= d;
+    return n;
+  }
+};
+
+class Reference {
+ public:
+  explicit Reference(const Graph& graph) : g_(graph) {}
+
+  // Values of all of the graph, given those of its inputs.
+  std::map<int, Array> run(std::map<int, Array> known) {
+    known_ = std::move(known);
+    for (const Node& n : g_.nodes) known_[n.outputs[0]] = evaluate(n);
+    return std::move(known_);
+  }
+
+ private:
+  Array get(int value) {
+    if (const Constant* c = g_.constant(value)) {
+      Array a;
+      a.shape = c->shape;
+      for (size_t i = 0; i < c->count; ++i) {
+        switch (c->type) {
+          case Type::kFloat: a.data.push_back(c->as<float>()[i]); break;
+          case Type::kInt8: a.data.push_back(c->as<int8_t>()[i]); break;
+          case Type::kUInt8: a.data.push_back(c->as<uint8_t>()[i]); break;
+          case Type::kInt64: a.data.push_back(static_cast<double>(c->as<int64_t>()[i])); break;
+          default: throw std::runtime_error("reference: type of a constant");
+        }
+      }
+      return a;
+    }
+    return known_.at(value);
+  }
+
+  // f over two arrays of shapes that broadcast, aligned at their ends.
+  template <class F>
+  static Array broadcast(const Array& a, const Array& b, F f) {
+    size_t rank = std::max(a.shape.size(), b.shape.size());
+    auto padded = [&](const Array& x) {
+      std::vector<int64_t> s(rank - x.shape.size(), 1);
+      s.insert(s.end(), x.shape.begin(), x.shape.end());
+      return s;
+    };
+    std::vector<int64_t> sa = padded(a), sb = padded(b);
+    Array out;
+    for (size_t i = 0; i < rank; ++i) out.shape.push_back(std::max(sa[i], sb[i]));
+    int64_t n = Array::count(out.shape);
+    out.data.resize(n);
+    for (int64_t i = 0; i < n; ++i) {
+      int64_t rest = i, ia = 0, ib = 0, ta = 1, tb = 1;
+      for (size_t d = rank; d-- > 0;) {
+        int64_t at = rest % out.shape[d];
+        rest /= out.shape[d];
+        ia += (sa[d] == 1 ? 0 : at) * ta;
+        ib += (sb[d] == 1 ? 0 : at) * tb;
+        ta *= sa[d];
+        tb *= sb[d];
+      }
+      out.data[i] = f(a.data[ia], b.data[ib]);
+    }
+    return out;
+  }
+
+  template <class F>
+  static Array each(Array a, F f) {
+    for (double& x : a.data) x = f(x);
+    return a;
+  }
+
+  static Array product(const Array& a, const Array& b) {
+    int64_t n = a.shape[a.shape.size() - 2], k = a.shape.back(), m = b.shape.back();
+    int64_t batches = Array::count(a.shape) / (n * k);
+    bool shared = b.shape.size() == 2;
+    Array out;
+    out.shape = a.shape;
+    out.shape.back() = m;
+    out.data.assign(batches * n * m, 0);
+    for (int64_t s = 0; s < batches; ++s)
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t l = 0; l < k; ++l)
+          for (int64_t j = 0; j < m; ++j)
+            out.data[(s * n + i) * m + j] += a.data[(s * n + i) * k + l] * b.data[((shared ? 0 : s) * k + l) * m + j];
+    return out;
+  }
+
+  static Array transpose(const Array& a, const std::vector<int64_t>& perm) {
+    Array out;
+    for (int64_t p : perm) out.shape.push_back(a.shape[p]);
+    std::vector<int64_t> stride(perm.size(), 1);
+    for (size_t d = perm.size() - 1; d-- > 0;) stride[d] = stride[d + 1] * a.shape[d + 1];
+    out.data.resize(a.data.size());
+    for (size_t i = 0; i < out.data.size(); ++i) {
+      int64_t rest = static_cast<int64_t>(i), from = 0;
+      for (size_t d = perm.size(); d-- > 0;) {
+        from += rest % out.shape[d] * stride[perm[d]];
+        rest /= out.shape[d];
+      }
+      out.data[i] = a.data[from];
+    }
+    return out;
+  }
+
+  Array evaluate(const Node& n) {
+    auto in = [&](size_t i) { return get(n.inputs[i]); };
+    if (n.op == "QuantizeLinear" || n.op == "DequantizeLinear") return quantisation(n);
+    if (n.op == "MatMul") return product(in(0), in(1));
+    if (n.op == "Add") return broadcast(in(0), in(1), [](double x, double y) { return x + y; });
+    if (n.op == "Mul") return broadcast(in(0), in(1), [](double x, double y) { return x * y; });
+    if (n.op == "Gelu") return each(in(0), [](double x) { return 0.5 * x * (1 + std::erf(x * std::sqrt(0.5))); });
+    if (n.op == "Relu") return each(in(0), [](double x) { return x > 0 ? x : 0 * x; });
+    if (n.op == "Tanh") return each(in(0), [](double x) { return std::tanh(x); });
+    if (n.op == "Sigmoid") return each(in(0), [](double x) { return 1 / (1 + std::exp(-x)); });
+    if (n.op == "Transpose") return transpose(in(0), n.int_lists.at("perm"));
+    if (n.op == "Identity") return in(0);
+    if (n.op == "Reshape") return reshape(in(0), in(1));
+    if (n.op == "Softmax") return softmax(in(0));
+    if (n.op == "LayerNormalization") return layer_norm(n);
+    throw std::runtime_error("reference: op " + n.op);
+  }
+
+  Array quantisation(const Node& n) {
+    Array x = get(n.inputs[0]), s = get(n.inputs[1]), z;
+    if (n.inputs.size() > 2 && n.inputs[2] >= 0) z = get(n.inputs[2]);
+    bool whole = s.data.size() == 1;
+    const Constant* zero = n.inputs.size() > 2 ? g_.constant(n.inputs[2]) : nullptr;
+    bool is_signed = zero && zero->type == Type::kInt8;
+    for (size_t i = 0; i < x.data.size(); ++i) {
+      size_t at = whole ? 0 : i % s.data.size();   // scales along the last axis
+      double zp = z.data.empty() ? 0 : z.data[at];
+      if (n.op == "DequantizeLinear") {
+        x.data[i] = (x.data[i] - zp) * s.data[at];
+      } else {
+        double q = std::nearbyint(x.data[i] / s.data[at]) + zp, low = is_signed ? -128 : 0;
+        x.data[i] = std::min(std::max(q, low), low + 255);
+      }
+    }
+    return x;
+  }
+
+  static Array reshape(Array a, const Array& target) {
+    std::vector<int64_t> shape;
+    int64_t known = 1, open = -1;
+    for (size_t i = 0; i < target.data.size(); ++i) {
+      auto d = static_cast<int64_t>(target.data[i]);
+      if (d == 0) d = a.shape[i];
+      if (d == -1) open = static_cast<int64_t>(i);
+      else known *= d;
+      shape.push_back(d);
+    }
+    if (open >= 0) shape[open] = static_cast<int64_t>(a.data.size()) / known;
+    a.shape = shape;
+    return a;
+  }
+
+  static Array softmax(Array a) {
+    auto n = static_cast<size_t>(a.shape.back());
+    for (size_t row = 0; row < a.data.size(); row += n) {
+      double most = -INFINITY, sum = 0;
+      for (size_t i = 0; i < n; ++i) most = std::max(most, a.data[row + i]);
+      for (size_t i = 0; i < n; ++i) sum += a.data[row + i] = std::exp(a.data[row + i] - most);
+      for (size_t i = 0; i < n; ++i) a.data[row + i] /= sum;
+    }
+    return a;
+  }
+
+  Array layer_norm(const Node& node) {
+    Array a = get(node.inputs[0]), gamma = get(node.inputs[1]), beta = get(node.inputs[2]);
+    auto n = static_cast<size_t>(a.shape.back());
+    for (size_t row = 0; row < a.data.size(); row += n) {
+      double mean = 0, variance = 0;
+      for (size_t i = 0; i < n; ++i) mean += a.data[row + i] / static_cast<double>(n);
+      for (size_t i = 0; i < n; ++i) variance += std::pow(a.data[row + i] - mean, 2) / static_cast<double>(n);
+      for (size_t i = 0; i < n; ++i)
+        a.data[row + i] = (a.data[row + i] - mean) / std::sqrt(variance + node.real("epsilon", 1e-5f)) * gamma.data[i] + beta.data[i];
+    }
+    return a;
+  }
+
+  const Graph& g_;
+  std::map<int, Array> known_;
+};
+
+}  // namespace obert::testing

@@ -1,0 +1,72 @@
+// Runs a claimed graph through lowering and the executor, with threads of its own.
+#pragma once
+#include <map>
+#include <thread>
+#include <vector>
+
+#include "../../src/graph/match.h"
+#include "../../src/program/lower.h"
+#include "reference.h"
+
+namespace obert::testing {
+
+class Threads final : public Caller {
+ public:
+  std::vector<Tensor> inputs;
+  std::vector<std::vector<uint8_t>> outputs;
+  std::vector<std::vector<int64_t>> shapes;
+  int threads = 2;
+
+  Tensor input(int index) override { return inputs.at(index); }
+  void* output(int index, const std::vector<int64_t>& shape) override {
+    if (outputs.size() <= static_cast<size_t>(index)) {
+      outputs.resize(index + 1);
+      shapes.resize(index + 1);
+    }
+    shapes[index] = shape;
+    outputs[index].assign(static_cast<size_t>(Array::count(shape)) * sizeof(float) + 1, 0xff);
+    return outputs[index].data();
+  }
+  void parallel(size_t count, void (*task)(void*, size_t), void* context) override {
+    std::vector<std::thread> pool;
+    for (int t = 0; t < threads; ++t)
+      pool.emplace_back([=] {
+        for (size_t i = static_cast<size_t>(t); i < count; i += static_cast<size_t>(threads)) task(context, i);
+      });
+    for (std::thread& t : pool) t.join();
+  }
+};
+
+// Values that the graph reads from outside, in order.
+inline std::vector<int> open_inputs(const Graph& g) {
+  std::vector<int> found;
+  for (int v = 0; v < static_cast<int>(g.values.size()); ++v)
+    if (g.values[v].producer < 0 && !g.values[v].is_constant && !g.values[v].consumers.empty()) found.push_back(v);
+  return found;
+}
+
+// Results of a graph that matches as a whole, by output value; float outputs only.
+inline std::map<int, Array> run_engine(const Graph& g, const std::map<int, Array>& known, const Kernels* kernels, int threads) {
+  Signature signature;
+  signature.inputs = open_inputs(g);
+  for (int v = 0; v < static_cast<int>(g.values.size()); ++v)
+    if (g.values[v].is_output) signature.outputs.push_back(v);
+  Executor executor(lower(g, match(g), signature, kernels), threads);
+  Threads caller;
+  caller.threads = threads;
+  std::vector<std::vector<float>> data;
+  for (int v : signature.inputs) data.emplace_back(known.at(v).data.begin(), known.at(v).data.end());
+  for (size_t i = 0; i < signature.inputs.size(); ++i) caller.inputs.push_back({Type::kFloat, data[i].data(), known.at(signature.inputs[i]).shape});
+  executor.run(caller);
+  std::map<int, Array> results;
+  for (size_t i = 0; i < signature.outputs.size(); ++i) {
+    Array a;
+    a.shape = caller.shapes[i];
+    const auto* floats = reinterpret_cast<const float*>(caller.outputs[i].data());
+    a.data.assign(floats, floats + Array::count(a.shape));
+    results[signature.outputs[i]] = a;
+  }
+  return results;
+}
+
+}  // namespace obert::testing

@@ -1,0 +1,160 @@
+// Fuzz target: bytes become a graph of the ops that the engine reads, wired at random with shapes
+// that may not fit. Whatever it is, it must be claimed in part or left alone, and what is claimed
+// must run or be refused. Built with clang and -fsanitize=fuzzer, or with a main of its own that
+// draws bytes from a seed (OBERT_FUZZ_MAIN).
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "../core/builder.h"
+#include "../core/run.h"
+
+using namespace obert;
+using namespace obert::testing;
+
+namespace {
+
+class Bytes {
+ public:
+  Bytes(const uint8_t* data, size_t size) : data_(data), size_(size) {}
+  int below(int n) { return at_ < size_ ? data_[at_++] % n : 0; }
+  bool done() const { return at_ >= size_; }
+
+ private:
+  const uint8_t* data_;
+  size_t size_, at_ = 0;
+};
+
+constexpr int64_t kWidths[] = {1, 3, 4, 8, 16, 20};
+
+class Graphs {
+ public:
+  explicit Graphs(Bytes bytes) : in_(bytes), r_(1) {
+    values_.push_back(b_.input("tokens"));
+    values_.push_back(b_.input("other"));
+    ids_ = b_.input("ids");
+  }
+
+  void run() {
+    for (int i = 0; i < 60 && !in_.done(); ++i) values_.push_back(step());
+    for (int v : values_)
+      if (b_.graph.values[v].consumers.empty() || in_.below(8) == 0) b_.output(v);
+    Claims claims = claim(b_.graph);
+    for (const Part& part : claims.parts) execute(part_graph(b_.graph, part), claims.reshapes);
+  }
+
+ private:
+  int pick() { return values_[values_.size() - 1 - static_cast<size_t>(in_.below(std::min<int>(6, static_cast<int>(values_.size()))))]; }
+  int64_t width() { return kWidths[in_.below(6)]; }
+  int matrix(bool quantized) {
+    int64_t k = width(), n = width();
+    if (!quantized) {
+      std::vector<float> w(static_cast<size_t>(k * n), 0.f);
+      w[0] = 1.f;
+      return b_.constant({k, n}, w);
+    }
+    int w = b_.constant({k, n}, r_.weights(static_cast<int>(k), static_cast<int>(n), 0.5f));
+    int64_t scales = in_.below(3) ? n : 1;
+    Node axis;
+    axis.ints["axis"] = in_.below(3);
+    return b_.node("DequantizeLinear", {w, b_.constant({scales}, std::vector<float>(static_cast<size_t>(scales), 0.01f))}, axis);
+  }
+  std::vector<int64_t> shape() {
+    switch (in_.below(5)) {
+      case 0: return {0, 0, 4, in_.below(8)};
+      case 1: return {0, -1, in_.below(6), 4};
+      case 2: return {0, 0, 16};
+      case 3: return {0, 0, -1};
+      default: return {2, 3, 4, 4};
+    }
+  }
+  std::vector<int64_t> order() {
+    switch (in_.below(4)) {
+      case 0: return {0, 2, 1, 3};
+      case 1: return {0, 2, 3, 1};
+      case 2: return {0, 1, 3, 2};
+      default: return {1, 0};
+    }
+  }
+
+  int step() {
+    Node n;
+    switch (in_.below(20)) {
+      case 0: case 1: case 2: return b_.node("MatMul", {pick(), matrix(true)});
+      case 3: return b_.node("MatMul", {pick(), matrix(false)});
+      case 4: case 5: return b_.fake_quantize(pick(), 0.05f, static_cast<uint8_t>(in_.below(255)));
+      case 6: return b_.node("Add", {pick(), pick()});
+      case 7: return b_.node("Add", {pick(), b_.constant({width()}, std::vector<float>(static_cast<size_t>(width()), 1.f))});
+      case 8: return b_.node("Mul", {pick(), in_.below(2) ? pick() : b_.scalar(0.5f)});
+      case 9: case 10: return b_.node("Reshape", {pick(), b_.constant(shape())});
+      case 11: case 12: return b_.transpose(pick(), order());
+      case 13: return b_.node("MatMul", {pick(), pick()});
+      case 14: return b_.node("Softmax", {pick()});
+      case 15: {
+        int64_t w = width();
+        return b_.node("LayerNormalization", {pick(), b_.constant({w}, std::vector<float>(static_cast<size_t>(w), 1.f))});
+      }
+      case 16: return b_.node("Gelu", {pick()});
+      case 17: {
+        int64_t w = width();
+        return b_.node("Gather", {b_.constant({5, w}, r_.normals(static_cast<size_t>(5 * w))), ids_});
+      }
+      case 18: return b_.node("Unknown", {pick()});
+      default: return b_.node("Gemm", {pick(), matrix(true), b_.constant({width()}, std::vector<float>(static_cast<size_t>(width()), 1.f))});
+    }
+  }
+
+  void execute(const Graph& g, const Reshapes& reshapes) {
+    Signature signature;
+    signature.inputs = open_inputs(g);
+    for (int v = 0; v < static_cast<int>(g.values.size()); ++v)
+      if (g.values[v].is_output && g.values[v].producer >= 0) signature.outputs.push_back(v);
+    static const KernelSet kernels = available_kernels();
+    Executor executor(lower(g, match(g, reshapes), signature, kernels.tables[0]), 2);
+    int64_t batch = in_.below(4), length = in_.below(40);
+    for (int64_t w : kWidths) {
+      Threads caller;
+      caller.threads = 1;
+      std::vector<std::vector<float>> data;
+      std::vector<int64_t> ids(static_cast<size_t>(batch * length), in_.below(7) - 1);
+      for (int v : signature.inputs) {
+        data.emplace_back(r_.normals(static_cast<size_t>(batch * length * w + length)));
+        if (v == ids_) caller.inputs.push_back({Type::kInt64, ids.data(), {batch, length}});
+        else if (in_.below(8) == 7) caller.inputs.push_back({Type::kFloat, data.back().data(), {length}});
+        else caller.inputs.push_back({Type::kFloat, data.back().data(), {batch, length, w}});
+      }
+      try {
+        executor.run(caller);
+      } catch (const std::runtime_error&) {
+        // Shapes that do not fit are refused.
+      }
+    }
+  }
+
+  Bytes in_;
+  Builder b_;
+  Numbers r_;
+  std::vector<int> values_;
+  int ids_ = -1;
+};
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  Graphs(Bytes(data, size)).run();
+  return 0;
+}
+
+#ifdef OBERT_FUZZ_MAIN
+// graph_fuzz ROUNDS SEED
+int main(int argc, char** argv) {
+  long rounds = argc > 1 ? std::atol(argv[1]) : 1000;
+  Numbers r(static_cast<uint32_t>(argc > 2 ? std::atol(argv[2]) : 1));
+  for (long i = 0; i < rounds; ++i) {
+    std::vector<uint8_t> bytes(static_cast<size_t>(20 + r.below(200)));
+    for (uint8_t& b : bytes) b = static_cast<uint8_t>(r.below(256));
+    LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
+  }
+  std::printf("%ld passed, 0 failed\n", rounds);
+}
+#endif

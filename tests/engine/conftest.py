@@ -1,0 +1,184 @@
+"""Compiled tiny models, and the same session with and without the engine.
+
+Bound: the engine computes the same 8-bit products, and sums, softmaxes and normalisations in
+float32 in another order. A value within a float32 rounding of the border between two 8-bit codes
+may so take the other code. Most outputs are equal to the last bits; where a code tipped over, an
+output moves by a few steps of its quantisation. On these models, whose random weights carry a step
+on undamped, the largest difference stays below `LARGEST` of the largest output, and its root mean
+square below `USUAL` of the output's.
+
+These tests fail where the engine is missing although a C++ compiler is there, and are skipped where
+neither is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from obert_compiler.data.batches import Batches
+from obert_compiler.emission import emit
+from obert_compiler.pipeline.manager import PassManager
+from obert_compiler.runtime import engine_absence, engine_use, session
+
+Arrays = dict[str, np.ndarray]
+Compiled = Callable[[str, str], Path]
+Pair = tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession]
+
+PASSES = "prune:method=magnitude:sparsity=0.8:block=4,quant:min_outputs=1,pack"
+
+
+@pytest.fixture(scope="session")
+def has_compiler() -> bool:
+    """Whether this machine could have built the engine."""
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return any(name and shutil.which(name) for name in names)
+
+
+@pytest.fixture(autouse=True)
+def engine(has_compiler: bool) -> None:
+    """Every test here needs the engine."""
+    reason = engine_absence()
+    if reason is not None and not has_compiler:
+        pytest.skip("no C++ compiler on this machine, and no engine")
+    assert reason is None
+
+
+@pytest.fixture(scope="session")
+def compiled(tiny_graph: Any, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """``compiled(arch, head)``: the file of a pruned, quantised and packed tiny model."""
+    root = tmp_path_factory.mktemp("engine")
+
+    def make(arch: str, head: str) -> Path:
+        out = root / f"{arch}-{head}"
+        if not out.exists():
+            graph = tiny_graph(arch, head)
+            names = [value.name for value in graph.model.graph.inputs]
+            feed = _tokens(names, 32, 24)
+            emit(PassManager(PASSES).run(graph, data=Batches.from_arrays(feed)), "onnx", out)
+        return out / "model.onnx"
+
+    return make
+
+
+def _tokens(names: list[str], batch: int, length: int, seed: int = 0) -> Arrays:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, length + 1, (batch, 1)) if length else np.zeros((batch, 1), int)
+    mask = (np.arange(length) < lengths).astype(np.int64)
+    ids = rng.integers(5, 100, (batch, length)).astype(np.int64) * mask
+    known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    return {name: known[name] for name in names}
+
+
+@pytest.fixture(scope="session")
+def tokens() -> Callable[..., Arrays]:
+    """``tokens(names, batch, length, seed=0)``: random tokens, each row padded on the right."""
+    return _tokens
+
+
+@pytest.fixture
+def both() -> Callable[..., Pair]:
+    """``both(model)``: the session with the engine, which claims something, and without it."""
+
+    def opened(model: Path, threads: int = 2) -> Pair:
+        ours = session(model, threads, engine="obert")
+        claims = engine_use(ours).claims
+        assert claims is not None
+        assert claims.claimed > 0, claims.describe()
+        return ours, session(model, threads, engine="cpu")
+
+    return opened
+
+
+LARGEST, USUAL = 0.05, 0.01
+
+Difference = Callable[[np.ndarray, np.ndarray], tuple[float, float]]
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    if not expected.size:
+        return 0.0, 0.0
+    off = (found - expected).astype(np.float64)
+    rms = np.sqrt(np.square(off).mean() / np.square(expected.astype(np.float64)).mean())
+    return float(np.abs(off).max() / np.abs(expected).max()), float(rms)
+
+
+@pytest.fixture(scope="session")
+def difference() -> Difference:
+    """Largest and root mean square difference, as shares of the expected."""
+    return _difference
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[[list[np.ndarray], list[np.ndarray]], None]:
+    """``assert_close(found, expected)``: lists of outputs, within the bound of this file."""
+
+    def check(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+        for a, b in zip(found, expected, strict=True):
+            largest, usual = _difference(a, b)
+            assert largest <= LARGEST
+            assert usual <= USUAL
+
+    return check
+
+
+_ANSWER = """
+import sys
+import numpy as np
+from obert_compiler.runtime import engine_use, session
+results = {}
+for number, file in enumerate(sys.argv[2:]):
+    feed = np.load(file.replace(".onnx", ".npz"))
+    opened = session(file, 2, engine="obert")
+    claims = engine_use(opened).claims
+    inputs = {value.name: feed[value.name] for value in opened.get_inputs()}
+    results[f"{claims.isa} {number}"] = opened.run(None, inputs)[0]
+np.savez(sys.argv[1], **results)
+"""
+
+TABLES = ("portable", "avx2", "avx512vnni", "amx")
+
+Answers = Callable[[list[tuple[Path, Arrays]]], dict[str, list[np.ndarray]]]
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Answers:
+    """``answers([(file, feed), ...])``: first outputs, by each instruction set that is here."""
+
+    def run(work: list[tuple[Path, Arrays]]) -> dict[str, list[np.ndarray]]:
+        files = []
+        for number, (file, feed) in enumerate(work):
+            files.append(tmp_path / f"{number}.onnx")
+            files[-1].symlink_to(file)
+            np.savez(files[-1].with_suffix(".npz"), **feed)  # type: ignore[arg-type] # keywords
+        found = {}
+        for isa in TABLES:
+            out = tmp_path / f"{isa}.npz"
+            done = subprocess.run(
+                [sys.executable, "-c", _ANSWER, str(out), *map(str, files)],
+                env=os.environ | {"OBERT_FORCE_ISA": isa},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                assert isa != "portable", done.stderr
+                assert "OBERT_FORCE_ISA: expected an instruction set" in done.stderr, done.stderr
+                continue
+            results = np.load(out)
+            assert all(name.split()[0] == isa for name in results.files)
+            found[isa] = [results[name] for name in results.files]
+        return found
+
+    return run

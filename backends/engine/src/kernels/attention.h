@@ -112,27 +112,6 @@ inline void transpose_values(const Attention& a, const Numbers& n, size_t stride
   }
 }
 
-// Probabilities p / total become rounded probabilities, and their totals 1. Floats only.
-inline void round_probabilities(const Attention& a, float* scores, F32* total) {
-  const Rounder round_probability(a.probabilities);
-  for (int i = 0; i < 2; ++i) {
-    const F32 inverse = div(set(1.f), total[i]);
-    for (int key = 0; key < a.length; ++key) {
-      float* at = scores + static_cast<size_t>(key) * kQueries + i * kLanes;
-      store(at, round_probability(mul(load(at), inverse)));
-    }
-    total[i] = set(1.f);
-  }
-}
-
-// Queries whose probabilities are NaN, such as those that a mask leaves no key, attend to nothing.
-inline void clear_lost_queries(const Attention& a, const float* totals, float* y) {
-  for (int i = 0; i < kQueries; ++i) {
-    if (totals[i] == totals[i]) continue;
-    for (int d = 0; d < a.head_dim; ++d) y[d * kQueries + i] = 0.f;
-  }
-}
-
 template <class Numbers>
 void attend(const Attention& a, const Numbers& n) {
   using Element = typename Numbers::Element;
@@ -155,19 +134,23 @@ void attend(const Attention& a, const Numbers& n) {
     if (each) transpose_mask(a, query, mask);
 
     const F32 scale = set(a.scale / n.q / n.k);
-    const Rounder round_score(a.scores);
+    // Rounding comes between scale and mask: a pass of its own, to leave the common case its registers.
+    const bool round_scores = a.scores.scale != 0.f;
+    const bool each_now = each && !round_scores, row_now = a.mask && !each && !round_scores;
     F32 top[2] = {set(-__builtin_inff()), set(-__builtin_inff())};
     for_tiles<Element>(keys, [&](auto tile, int begin) {
       tile.multiply(k + begin, s.k_stride, q, (a.head_dim + kPer - 1) / kPer, [&](int m, int i, auto sum) {
         if (begin + m >= a.length) return;
         F32 x = mul(as_floats(sum), scale);
-        if (a.scores.scale != 0.f) x = round_score(x);
-        if (each) x = add(x, load(mask + static_cast<size_t>(begin + m) * kQueries + i * kLanes));
-        else if (a.mask) x = add(x, set(a.mask[begin + m]));
+        if (each_now) x = add(x, load(mask + static_cast<size_t>(begin + m) * kQueries + i * kLanes));
+        else if (row_now) x = add(x, set(a.mask[begin + m]));
         top[i] = max(top[i], x);
         store(scores + static_cast<size_t>(begin + m) * kQueries + i * kLanes, x);
       });
     });
+
+    if (round_scores)
+      for (int i = 0; i < 2; ++i) top[i] = round_scores_of(a, scores + i * kLanes, each ? mask + i * kLanes : nullptr);
 
     F32 total[2] = {set(0.f), set(0.f)};
     for (int key = 0; key < a.length; ++key) {
@@ -179,12 +162,11 @@ void attend(const Attention& a, const Numbers& n) {
       }
     }
 
-    alignas(64) float totals[kQueries];
-    store(totals, total[0]);
-    store(totals + kLanes, total[1]);
-    if (a.probabilities.scale != 0.f) round_probabilities(a, scores, total);
-    const F32 share[2] = {finish_weights(n, scores, a.length, total[0]),
-                          finish_weights(n, scores + kLanes, a.length, total[1])};
+    F32 share[2] = {set(1.f), set(1.f)};
+    for (int i = 0; i < 2; ++i) {
+      if (rounds_weights(a)) round_weights(a, scores + i * kLanes, total[i]);
+      else share[i] = finish_weights(n, scores + i * kLanes, a.length, total[i]);
+    }
     const Element* weights = static_cast<const Element*>(static_cast<const void*>(scores));
     for_tiles<Element>(features, [&](auto tile, int begin) {
       tile.multiply(v + begin, s.v_stride, weights, (a.length + kPer - 1) / kPer,
@@ -192,7 +174,6 @@ void attend(const Attention& a, const Numbers& n) {
                       store(y + (begin + m) * kQueries + i * kLanes, mul(as_floats(sum), share[i]));
                     });
     });
-    if (a.nan_to_zero) clear_lost_queries(a, totals, y);
     put_queries(a, y, query);
   }
 }

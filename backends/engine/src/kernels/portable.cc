@@ -39,7 +39,8 @@ uint8_t quantize(float y, float inverse_scale, int zero_point) {
 
 float rounded(const Rounding& r, float x) {
   if (r.scale == 0.f) return x;
-  return static_cast<float>(static_cast<int>(quantize(x, 1.f / r.scale, r.zero_point)) - r.zero_point) * r.scale;
+  return static_cast<float>(static_cast<int>(quantize(x, 1.f / r.scale, r.zero_point)) - r.zero_point) *
+         r.scale;
 }
 
 size_t byte_at(size_t feature, size_t token) {

@@ -145,6 +145,46 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
   }
 }
 
+// Roundings of scores and probabilities, against portable. A value at the border between two codes may
+// fall to the other side: a step of a score, or of a probability, and seldom.
+void check_roundings(const std::vector<const Kernels*>& tables, int length, bool all_masked) {
+  Random random(static_cast<uint32_t>(length));
+  const int head_dim = 16;
+  const size_t panels = panels_of(static_cast<size_t>(length)), n = panels * panel_floats(head_dim);
+  Buffer<float> q(n), k(n), v(n), want(n);
+  for (size_t i = 0; i < n; ++i) q[i] = random.normal(), k[i] = random.normal(), v[i] = random.real(-1, 1);
+  const std::vector<float> mask(static_cast<size_t>(length), all_masked ? -INFINITY : 0.f);
+  Attention a;
+  a.head_dim = head_dim, a.length = a.query_end = length;
+  a.q = q.data(), a.k = k.data(), a.v = v.data(), a.mask = mask.data();
+  a.q_width = a.k_width = a.v_width = a.out_width = head_dim;
+  a.scale = .25f;
+  a.scores = {.05f, 128};
+  a.probabilities = {1 / 255.f, 0};
+  a.nan_to_zero = all_masked;
+  const auto run = [&](const Kernels* table, float* out) {
+    Buffer<char> scratch(table->attention_scratch(length, head_dim));
+    a.scratch = scratch.data();
+    a.out = out;
+    table->attention(a);
+  };
+  run(find_kernels("portable"), want.data());
+  for (const Kernels* table : tables) {
+    Buffer<float> got(n);
+    run(table, got.data());
+    int apart = 0;
+    for (int t = 0; t < length; ++t)
+      for (int d = 0; d < head_dim; ++d) {
+        const size_t i = at(static_cast<size_t>(t), head_dim, d);
+        if (all_masked) CHECK(got[i] == 0.f, "%s masked query gives %g", table->name, got[i]);
+        CHECK(check::near(want[i], got[i], .06), "%s rounded %g, got %g", table->name, want[i], got[i]);
+        apart += std::fabs(want[i] - got[i]) > 1e-5f;
+      }
+    CHECK(apart <= length * head_dim / 50 + head_dim, "%s: %d of %d differ", table->name, apart,
+          length * head_dim);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -164,5 +204,7 @@ int main() {
   for (float spread : {1e-20f, 1e-3f, 3.f})
     check_case({128, 64, 64, Mask::kNone, 0.f, false, spread}, tables);
   for (int poison : {1, 2, 3}) check_case({64, 64, 5, Mask::kNone, 0.f, false, 1.f}, tables, poison);
+  for (int length : {1, 17, 37, 130})
+    for (bool all_masked : {false, true}) check_roundings(tables, length, all_masked);
   return check::report("attention");
 }

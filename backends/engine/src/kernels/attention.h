@@ -164,8 +164,13 @@ void attend(const Attention& a, const Numbers& n) {
 
     F32 share[2] = {set(1.f), set(1.f)};
     for (int i = 0; i < 2; ++i) {
-      if (rounds_weights(a)) round_weights(a, scores + i * kLanes, total[i]);
-      else share[i] = finish_weights(n, scores + i * kLanes, a.length, total[i]);
+      if (a.probabilities.scale != 0.f || (a.nan_to_zero && kPer == 1)) {
+        round_weights(a, scores + i * kLanes, total[i]);
+        continue;
+      }
+      share[i] = finish_weights(n, scores + i * kLanes, a.length, total[i]);
+      // Integer sums are finite: a share of 0 makes 0 of them. The second operand where the first is NaN.
+      if (a.nan_to_zero) share[i] = max(share[i], set(0.f));
     }
     const Element* weights = static_cast<const Element*>(static_cast<const void*>(scores));
     for_tiles<Element>(features, [&](auto tile, int begin) {

@@ -88,13 +88,11 @@ inline Extent extent(const float* x, int width, int column, int head_dim, size_t
   return {largest_lane(top), largest_lane(largest), total < 1e30f};  // false for NaN
 }
 
-inline bool rounds_weights(const Attention& a) { return a.probabilities.scale != 0.f || a.nan_to_zero; }
-
 // Whether 16 bits do, and the factors.
 inline bool choose_fixed(const Attention& a, Fixed& n) {
   if (!kHasDot2 || a.out || a.length > kFixedTokens) return false;
   // Near a border between two codes the smallest error shows as a whole step.
-  if (a.scores.scale != 0.f || rounds_weights(a)) return false;
+  if (a.scores.scale != 0.f || a.probabilities.scale != 0.f) return false;
   // Over all queries, not only those of this call: results do not depend on how the work was split.
   const Extent q = extent(a.q, a.q_width, a.q_column, a.head_dim, a.first, a.length);
   const Extent k = extent(a.k, a.k_width, a.k_column, a.head_dim, a.first, a.length);

@@ -45,7 +45,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             compiled = PassManager(passes).run(graph, data=data, task=task)
             out = emit(compiled, "onnx", Path(name) / "out")
-            here = evaluate(str(out), held_out)
+            here = evaluate(str(out), held_out, engine="cpu")
             size = model_bytes(str(out)) / 1e6
             row = f"{passes:50} {here.metric_name} {here.value:.4f}  {size:6.1f} MB"
             if "quant" in passes:

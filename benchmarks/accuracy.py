@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--eval-data", required=True)
     parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--repair", default="auto", help="of the Fisher rows")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5])
     options = parser.parse_args()
 
@@ -39,7 +40,8 @@ def main() -> None:
     rows = ["none", "quant,pack"]
     for sparsity in options.sparsity:
         pruned = f"prune:sparsity={sparsity}:block=4"
-        rows += [pruned, f"{pruned}:method=magnitude", f"{pruned},quant,pack"]
+        by_fisher = f"{pruned}:repair={options.repair}"
+        rows += [by_fisher, f"{pruned}:method=magnitude", f"{by_fisher},quant,pack"]
     print(f"{options.model} on {options.eval_data}, {len(held_out.examples)} examples")
     for passes in rows:
         with tempfile.TemporaryDirectory() as name:

@@ -211,7 +211,7 @@ def _data(
     from obert_compiler.data.batches import Batches
 
     if recipe.data is not None:
-        asked = [getattr(s.run, "samples", None) or 0 for s in steps]
+        asked = [getattr(s.run, n, 0) for s in steps for n in ("samples", "repair_samples")]
         limit = recipe.samples or max([_SAMPLES, *asked])
         return _open(recipe, recipe.data, graph, task, limit)
     tokenizer = _tokenizer(recipe, graph)

@@ -36,6 +36,8 @@ _GB = 10**9
 class Fisher(Pass):
     """Estimate second-order information; leaves ``context.statistics["fisher"]``.
 
+    ``context.statistics["fisher_pass"]`` is the pass itself, for whoever estimates again.
+
     Attributes:
         samples: examples drawn from the data, one gradient each.
         block: weights per Fisher block.
@@ -125,7 +127,7 @@ class Fisher(Pass):
             group = {name: layout for name, layout in layouts.items() if name in names}
             run.estimate(group, context.progress, what)
         statistics.finish(len(data.examples))
-        context.statistics["fisher"] = statistics
+        context.statistics.update(fisher=statistics, fisher_pass=self)
         report = {
             "examples": len(data.examples),
             "labels": objective.describe(),
@@ -150,6 +152,7 @@ class Fisher(Pass):
         """
         if context.work is not None:
             context.statistics["fisher"] = FisherStatistics.open(context.work)
+            context.statistics["fisher_pass"] = self
 
     def _draws_labels(self, data: Batches, context: Context) -> bool:
         """Whether labels are drawn from the model."""

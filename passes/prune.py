@@ -1,16 +1,19 @@
 """The pass ``prune``: removes the weights that cost least, and repairs the others.
 
-oBERT (arXiv 2203.07259): saliency of groups from the block-diagonal Fisher, one ranking over all
-matrices, then the update of the remaining weights; here as the joint optimum for all groups removed
-from a Fisher block, where the published update is a sum over groups. Three steps follow each other
-and know nothing of one another: saliency, choice, repair.
+Saliency of groups from the block-diagonal Fisher and one ranking over all matrices, as in oBERT
+(arXiv 2203.07259); then the remaining weights are moved. oBERT moves them inside a Fisher block, by
+a sum over groups, where ``repair=fisher`` has the joint optimum for all groups of the block.
+``repair=rows`` moves whole rows instead, to the least squares on what the pruned layers before them
+give (`obert_compiler.passes.layerwise_repair`). High sparsities are reached in steps, each with the
+Fisher of the repaired model. Saliency, choice and repair know nothing of one another.
+docs/pruning.md has the measurements behind the defaults.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -21,7 +24,16 @@ from obert_compiler.graph.graph import Graph, Stage
 from obert_compiler.graph.linear import find_linear_sites
 from obert_compiler.passes.fisher import Fisher
 from obert_compiler.passes.fisher_matrix import FisherMatrix
-from obert_compiler.passes.prune_options import check_sparsity, read_nm, read_override
+from obert_compiler.passes.layerwise_repair import LayerwiseRepair
+from obert_compiler.passes.prune_options import (
+    check_at_least,
+    check_one_of,
+    check_positive,
+    check_sparsity,
+    check_step,
+    read_nm,
+    read_override,
+)
 from obert_compiler.passes.saliency import group_is_pruned, magnitude_saliency
 from obert_compiler.passes.site_selection import matching, select_sites
 from obert_compiler.passes.sparsity_allocation import (
@@ -33,12 +45,20 @@ from obert_compiler.passes.sparsity_allocation import (
 from obert_compiler.pipeline.contract import Context, Pass, PassResult, Skip
 
 if TYPE_CHECKING:
+    from obert_compiler.data.batches import Batches
     from obert_compiler.graph.linear import LinearSite
 
 __all__ = ["Prune"]
 
 _DEFAULT_SPARSITY = 0.5
 _FISHER_BLOCK = 32
+_LEAST_DENSITY = 1e-3
+"""Stands for the density 0 in the logarithms of steps."""
+_GB = 10**9
+_SEVERAL = "its weight is used several times, and repair=rows knows one input"
+_CONSTANT = (
+    "its input is the same at every position of the pruned model: only its bias was repaired"
+)
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -52,8 +72,13 @@ class Prune(Pass):
         sparsity: share of groups to remove over all sites that are pruned, 0 to 1; reached exactly,
             as the largest whole number of groups. 0.5 when neither it nor ``nm`` is given.
         block: weights per group, consecutive inputs of one output; 1 is unstructured.
-        method: ``fisher`` (saliency and repair from second-order information) or ``magnitude``
-            (smallest norms, no repair).
+        method: how groups are ranked: ``fisher`` (second-order information) or ``magnitude``.
+        repair: how the remaining weights make up for the removed ones: ``rows`` (least squares over
+            whole rows, layer by layer, needs data), ``fisher`` (inside Fisher blocks), ``none``;
+            ``auto`` takes ``rows`` for the method ``fisher`` and ``none`` for ``magnitude``.
+        steps: sparsities on the way to the target, with ``repair=rows``. At each, the Fisher of the
+            model as repaired so far ranks what is left, and the repair starts anew from the dense
+            weights. Steps that are not below the target are not taken; ``steps=1`` takes none.
         nm: ``NofM`` keeps at most N weights of every M consecutive inputs, as in ``2of4``.
         scope: one ranking over all sites (``global``) or the same sparsity in each (``uniform``).
         override: ``PATTERN@SPARSITY`` for the sites that match, which leave the global ranking; the
@@ -64,8 +89,15 @@ class Prune(Pass):
             diagonal over all sites. One number for all of them keeps their saliencies comparable
             where gradients are too small to tell weights apart.
         absolute_damping: the same as a number, in place of ``damping``; the paper has 1e-7.
-        repair: move the remaining weights to make up for the removed ones (method ``fisher``).
-        samples: examples for the ``fisher`` pass that is inserted when none was asked for.
+        samples: examples for the ``fisher`` pass that is inserted when none was asked for, and for
+            every later step.
+        repair_samples: examples for ``repair=rows``, at most.
+        repair_positions: positions (tokens) for each input of the widest matrix that are enough for
+            ``repair=rows``; no more examples are taken than have them.
+        repair_damping: ridge of ``repair=rows`` towards the dense weights, as a share of the mean
+            diagonal of ``X^T X`` of each site.
+        memory: bound in GB (10^9 bytes) on the activations that ``repair=rows`` keeps between
+            layers; the rest goes to temporary files. The moments of a site come on top.
     """
 
     name: ClassVar[str] = "prune"
@@ -83,23 +115,28 @@ class Prune(Pass):
     exclude: tuple[str, ...] = ()
     damping: float = 2e-2
     absolute_damping: float | None = None
-    repair: bool = True
+    repair: Literal["auto", "rows", "fisher", "none"] = "auto"
+    steps: tuple[str, ...] = ("0.5", "0.7", "0.8", "0.85", "0.9", "0.95")
     samples: int = 1024
+    repair_samples: int = 4096
+    repair_positions: int = 16
+    repair_damping: float = 1e-3
+    memory: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.method not in {"fisher", "magnitude"}:
-            raise UsageError(f"prune: expected method fisher or magnitude, found '{self.method}'")
-        if self.scope not in {"global", "uniform"}:
-            raise UsageError(f"prune: expected scope global or uniform, found '{self.scope}'")
-        if self.block < 1:
-            raise UsageError(f"prune: expected a block of at least 1, found {self.block}")
-        if self.samples < 1:
-            raise UsageError(f"prune: expected samples of at least 1, found {self.samples}")
-        for name, value in (("damping", self.damping), ("absolute_damping", self.absolute_damping)):
-            if value is not None and not (0 < value < math.inf):
-                raise UsageError(f"prune: expected {name} above 0, found {value}")
+        check_one_of("method", self.method, "fisher", "magnitude")
+        check_one_of("repair", self.repair, "auto", "rows", "fisher", "none")
+        check_one_of("scope", self.scope, "global", "uniform")
+        if self.repair == "fisher" and self.method != "fisher":
+            raise UsageError("prune: expected method=fisher for repair=fisher, found magnitude")
+        for name in ("block", "samples", "repair_samples", "repair_positions"):
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("damping", "absolute_damping", "repair_damping", "memory"):
+            check_positive(name, getattr(self, name))
         if self.sparsity is not None:
             check_sparsity("sparsity", self.sparsity)
+        for step in self.steps:
+            check_step(step)
         for item in self.override:
             read_override(item)
         if self.nm is not None:
@@ -125,6 +162,35 @@ class Prune(Pass):
     def span(self) -> int:
         """Consecutive inputs that must divide a row: a group, or the M of N:M."""
         return self.block if self.nm is None else read_nm(self.nm)[1]
+
+    @property
+    def target(self) -> float:
+        """Share of groups to remove; of N:M what it comes to."""
+        if self.nm is not None:
+            n, m = read_nm(self.nm)
+            return 1 - n / m
+        return _DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
+
+    @property
+    def repaired_by(self) -> Literal["rows", "fisher", "none"]:
+        """`repair`, with ``auto`` resolved."""
+        if self.repair == "auto":
+            return "rows" if self.method == "fisher" else "none"
+        return self.repair
+
+    @property
+    def ways(self) -> tuple[float, ...]:
+        """The steps as shares of the way to the target, the last one 1."""
+        if self.repaired_by != "rows" or self.nm is not None or self.target == 0:
+            return (1.0,)
+        whole = math.log(max(1 - self.target, _LEAST_DENSITY))
+        below = sorted({s for s in map(float, self.steps) if s < self.target})
+        return (*(min(1.0, math.log(1 - s) / whole) for s in below), 1.0)
+
+    @property
+    def needs_data(self) -> bool:
+        """For the least squares of ``repair=rows``."""
+        return self.repaired_by == "rows"
 
     def prerequisites(self, done: Sequence[Pass]) -> tuple[Pass, ...]:
         """A ``fisher`` of the weights as they are now.
@@ -173,36 +239,59 @@ class Prune(Pass):
         """Prune in place.
 
         Raises:
-            NumericsError: weights are not finite, or a Fisher block is not positive definite.
+            NumericsError: weights or activations are not finite, or a Fisher block or the moments
+                of a site are not positive definite.
             GraphError: there are no statistics for a site.
+            UsageError: there are no data for ``repair=rows``.
         """
+        *_, result = self.descend(graph, context)
+        return result
+
+    def descend(self, graph: Graph, context: Context) -> Iterator[PassResult]:
+        """As `run`, with the result after every step: ``graph`` is then what it says."""
         sites, skips = select_sites(graph, self.include, self.exclude)
-        track = context.progress.track
-        saliencies = [self._saliency(s, context) for s in track(sites, "saliency", len(sites))]
-        before = [int(np.isneginf(s).sum()) for s in saliencies]
-        masks = self._choose([site.name for site in sites], saliencies)
-        del saliencies
-        report: dict[str, dict[str, Any]] = {}
-        notes = list(skips)
-        for site, mask, pruned in zip(
-            track(sites, "repair", len(sites)), masks, before, strict=True
-        ):
-            if int(mask.sum()) < pruned:
-                share = pruned / mask.size
-                notes.append(Skip(site.name, f"already at sparsity {share:.4f}, above its target"))
-            report[site.name] = self._remove(site, mask, context)
-        groups = sum(mask.size for mask in masks)
-        removed = sum(figures["groups_removed"] for figures in report.values())
-        totals = {
+        names = [site.name for site in sites]
+        before: list[int] = []
+        dense = graph.copy()
+        self._check_gradients(sites, context)
+        for number, way in enumerate(self.ways):
+            if number:
+                context.progress.say(f"prune: step {number + 1} of {len(self.ways)}")
+                context = self._estimated_again(graph, context)
+            saliencies = [
+                self._saliency(s, context)
+                for s in context.progress.track(sites, "saliency", len(sites))
+            ]
+            before = before or [int(np.isneginf(s).sum()) for s in saliencies]
+            masks = dict(zip(names, self._choose(names, saliencies, way), strict=True))
+            del saliencies
+            figures, left = self._repair(graph, dense, masks, context)
+            notes = [*skips, *left]
+            for site, pruned in zip(sites, before, strict=True):
+                mask = masks[site.name]
+                if int(mask.sum()) < pruned:
+                    share = pruned / mask.size
+                    reason = f"already at sparsity {share:.4f}, above its target"
+                    notes.append(Skip(site.name, reason))
+                figures[site.name].update(_zeros(site.weight(), self.group))
+            report = self._totals(number + 1, figures)
+            changed = report["groups_removed"] > sum(before)
+            yield PassResult(graph, changed, report, tuple(notes))
+
+    def _totals(self, steps: int, sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        groups = sum(figures["groups"] for figures in sites.values())
+        removed = sum(figures["groups_removed"] for figures in sites.values())
+        return {
             "sparsity": removed / groups,
             "groups": groups,
             "groups_removed": removed,
             "group": self.group,
             "method": self.method,
-            "predicted_loss_increase": _total(report, "predicted_loss_increase"),
-            "sites": report,
+            "repair": self.repaired_by,
+            "steps": steps,
+            "predicted_loss_increase": _total(sites, "predicted_loss_increase"),
+            "sites": sites,
         }
-        return PassResult(graph, removed > sum(before), totals, tuple(notes))
 
     def ensures(self, result: PassResult) -> None:
         """Count the zero groups again.
@@ -219,6 +308,19 @@ class Prune(Pass):
                     f"pruning, found {found}"
                 )
 
+    def _check_gradients(self, sites: Sequence[LinearSite], context: Context) -> None:
+        """Of the model as it came; what a later step cuts off costs nothing and may go."""
+        statistics = context.statistics.get("fisher")
+        if self.method != "fisher" or statistics is None:
+            return
+        for site in sites:
+            if statistics.mean_squares.get(site.name) == 0:
+                raise NumericsError(
+                    f"site '{site.name}': expected gradients, found none that differs from zero; "
+                    f"it does not reach the loss: leave it out (exclude={site.name}), or give more "
+                    "samples"
+                )
+
     def _fisher_of(self, site: LinearSite, context: Context) -> FisherMatrix:
         statistics = context.statistics.get("fisher")
         if statistics is None:
@@ -232,11 +334,6 @@ class Prune(Pass):
             raise GraphError(
                 f"site '{site.name}': expected the Fisher of a {site.shape} matrix, found that of "
                 f"{(layout.rows, layout.columns)}; run 'fisher' again"
-            )
-        if statistics.mean_squares[site.name] == 0:
-            raise NumericsError(
-                f"site '{site.name}': expected gradients, found none that differs from zero; it "
-                f"does not reach the loss: leave it out (exclude={site.name}), or give more samples"
             )
         damping = self.absolute_damping or self.damping * statistics.mean_square
         return FisherMatrix(blocks, layout, damping, f"site '{site.name}'")
@@ -261,16 +358,18 @@ class Prune(Pass):
         rho[group_is_pruned(W, self.group)] = -np.inf
         return rho
 
-    def _choose(self, names: list[str], saliencies: list[FloatArray]) -> list[BoolArray]:
-        """Groups to remove of each site."""
+    def _choose(
+        self, names: list[str], saliencies: list[FloatArray], way: float
+    ) -> list[BoolArray]:
+        """Groups to remove of each site, the share ``way`` of the way to the target."""
         if self.nm is not None:
             return [choose_n_of_m(s, *read_nm(self.nm)) for s in saliencies]
-        target = _DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
+        target = _on_the_way(self.target, way)
         own: dict[int, float] = {}
         for item in self.override:
             pattern, sparsity = read_override(item)
             for name in matching(pattern, names, "override"):
-                own[names.index(name)] = sparsity
+                own[names.index(name)] = _on_the_way(sparsity, way)
         masks = {i: choose_uniform([saliencies[i]], sparsity)[0] for i, sparsity in own.items()}
         shared = [i for i in range(len(names)) if i not in own]
         chosen: list[BoolArray] = []
@@ -283,30 +382,79 @@ class Prune(Pass):
         masks.update(zip(shared, chosen, strict=True))
         return [masks[i] for i in range(len(names))]
 
-    def _remove(self, site: LinearSite, mask: BoolArray, context: Context) -> dict[str, Any]:
-        """Remove the groups of ``mask`` and repair; figures for the report."""
-        W = site.weight()
-        removed = np.repeat(mask, self.group, axis=1)
-        figures: dict[str, Any] = {}
-        if self.method == "fisher":
-            fisher = self._fisher_of(site, context)
-            pruned, increase = (fisher.repair if self.repair else fisher.remove)(W, removed)
-            figures = {"predicted_loss_increase": increase, "damping": fisher.damping}
-        else:
-            pruned = np.where(removed, np.float32(0), W)
-        if not np.array_equal(pruned, W):
-            site.set_weight(pruned)
-        zero_groups = group_is_pruned(pruned, self.group)
-        return {
-            "sparsity": 1 - np.count_nonzero(pruned) / pruned.size,
-            "groups": mask.size,
-            "groups_removed": int(zero_groups.sum()),
-            **figures,
-        }
+    def _repair(
+        self, graph: Graph, dense: Graph, masks: dict[str, BoolArray], context: Context
+    ) -> tuple[dict[str, dict[str, Any]], list[Skip]]:
+        """Remove the groups of ``masks`` and repair; figures for the report, and what was not."""
+        by_rows: dict[str, BoolArray] = {}
+        figures: dict[str, dict[str, Any]] = {name: {} for name in masks}
+        skips: list[Skip] = []
+        sites = [site for site in find_linear_sites(graph) if site.name in masks]
+        for site in context.progress.track(sites, "repair", len(sites)):
+            W = site.weight()
+            removed = np.repeat(masks[site.name], self.group, axis=1)
+            repaired_by = self.repaired_by
+            if repaired_by == "rows" and len(site.nodes) > 1:
+                repaired_by = "fisher" if self.method == "fisher" else "none"
+                skips.append(Skip(site.name, f"{_SEVERAL}; repair={repaired_by} instead"))
+            if repaired_by == "rows":
+                by_rows[site.name] = ~removed & (W != 0)
+            if repaired_by == "rows" or self.method == "magnitude":
+                pruned = np.where(removed, np.float32(0), W)
+            else:
+                fisher = self._fisher_of(site, context)
+                remove = fisher.remove if repaired_by == "none" else fisher.repair
+                pruned, increase = remove(W, removed)
+                figures[site.name]["predicted_loss_increase"] = increase
+                figures[site.name]["damping"] = fisher.damping
+            if not np.array_equal(pruned, W):
+                site.set_weight(pruned)
+        if by_rows:
+            data = self._data(context, max(mask.shape[1] for mask in by_rows.values()))
+            walk = LayerwiseRepair(dense, data, self.repair_damping, int(self.memory * _GB))
+            walk.repair(graph, by_rows, context.progress)
+            skips += [Skip(name, _CONSTANT) for name in walk.constant]
+            for name in by_rows:
+                figures[name]["repair_operations"] = walk.operations[name]
+                figures[name]["repair_positions"] = walk.positions[name]
+        return figures, skips
+
+    def _data(self, context: Context, widest: int) -> Batches:
+        """Examples with enough positions for matrices of ``widest`` inputs."""
+        if context.data is None:
+            raise UsageError("prune: expected data for repair=rows, found none; give --data FILE")
+        length = np.mean([example.length for example in context.data.examples])
+        enough = math.ceil(self.repair_positions * widest / max(1.0, float(length)))
+        return context.data.take(min(self.repair_samples, enough), context.seed)
+
+    def _estimated_again(self, graph: Graph, context: Context) -> Context:
+        """A context with the Fisher of ``graph`` as it is now; the first one stays on disk."""
+        if self.method != "fisher":
+            return context
+        first = context.statistics.get("fisher_pass")
+        block = _fisher_block(self.span)
+        fisher = first or Fisher(self.samples, block, include=self.include, exclude=self.exclude)
+        again = replace(context, work=None, statistics={})
+        fisher.run(graph, again)
+        return again
 
 
 def _fisher_block(span: int) -> int:
     return span * max(1, _FISHER_BLOCK // span)
+
+
+def _on_the_way(target: float, way: float) -> float:
+    """Sparsity after the share ``way`` of a way on which equal shares remove equal parts."""
+    return target if way == 1 else 1 - (1 - target) ** way
+
+
+def _zeros(W: FloatArray, group: int) -> dict[str, Any]:
+    pruned = group_is_pruned(W, group)
+    return {
+        "sparsity": 1 - np.count_nonzero(W) / W.size,
+        "groups": pruned.size,
+        "groups_removed": int(pruned.sum()),
+    }
 
 
 def _total(report: dict[str, dict[str, Any]], key: str) -> float | None:

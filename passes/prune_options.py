@@ -1,12 +1,52 @@
-"""Options of ``prune`` that are texts of their own: ``2of4`` and ``intermediate@0.8``."""
+"""Options of ``prune``: their ranges, and those that are texts: ``2of4``, ``intermediate@0.8``."""
 
 from __future__ import annotations
 
+import math
 import re
 
 from obert_compiler.errors import UsageError
 
-__all__ = ["check_sparsity", "read_nm", "read_override"]
+__all__ = [
+    "check_at_least",
+    "check_one_of",
+    "check_positive",
+    "check_sparsity",
+    "check_step",
+    "read_nm",
+    "read_override",
+]
+
+
+def check_one_of(what: str, value: str, *allowed: str) -> None:
+    """Check that ``value`` is one of ``allowed``.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value not in allowed:
+        names = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+        raise UsageError(f"prune: expected {what} {names}, found '{value}'")
+
+
+def check_at_least(what: str, value: int, least: int) -> None:
+    """Check that ``value`` is not below ``least``.
+
+    Raises:
+        UsageError: it is.
+    """
+    if value < least:
+        raise UsageError(f"prune: expected {what} of at least {least}, found {value}")
+
+
+def check_positive(what: str, value: float | None) -> None:
+    """Check that ``value``, where it is given, is a number above 0.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value is not None and not (0 < value < math.inf):
+        raise UsageError(f"prune: expected {what} above 0, found {value}")
 
 
 def check_sparsity(what: str, value: float) -> None:
@@ -17,6 +57,23 @@ def check_sparsity(what: str, value: float) -> None:
     """
     if not 0.0 <= value <= 1.0:
         raise UsageError(f"prune: expected {what} between 0 and 1, found {value}")
+
+
+def check_step(text: str) -> None:
+    """Check that ``text`` is a sparsity on the way.
+
+    Raises:
+        UsageError: it is no number above 0 and up to 1.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise UsageError(
+            "prune: expected steps as sparsities above 0 and up to 1, as in 0.5+0.7, "
+            f"found '{text}'"
+        )
 
 
 def read_override(item: str) -> tuple[str, float]:

@@ -93,6 +93,42 @@ class LinearSite:
         value = self.bias_values[0]
         return None if value is None else read_constant(value).astype(np.float32).reshape(-1)
 
+    def set_bias(self, bias: FloatArray) -> None:
+        """Replace the bias ``[out]`` of a site with one use; other readers of it keep the old one.
+
+        Raises:
+            GraphError: the site has no bias or several uses, or the length differs.
+        """
+        value, uses = self.bias_values[0], len(self.nodes)
+        if value is None or uses > 1 or bias.shape != self.shape[:1]:
+            found = "no bias" if value is None else f"{uses} uses and {bias.shape} values"
+            raise GraphError(
+                f"site '{self.name}': expected one use with a bias of {self.shape[0]} values, "
+                f"found {found}"
+            )
+        shape = read_constant(value).shape
+        tensor = ir.tensor(np.array(bias, np.float32).reshape(shape), name=value.name)
+        if value.producer() is None and len(tuple(value.uses())) == 1:
+            value.const_value = tensor
+            return
+        node = self.nodes[0]
+        reader = node if node.op_type == "Gemm" else node.outputs[0].consumers()[0]
+        graph = node.graph
+        if graph is None:
+            raise GraphError(f"site '{self.name}': expected a node of a graph, found a loose one")
+        name = f"{self.name}.bias"
+        while name in graph.initializers:
+            name += "_own"
+        own = ir.Value(
+            name=name,
+            shape=ir.Shape(shape),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            const_value=ir.tensor(tensor.numpy(), name=name),
+        )
+        own.metadata_props.update(value.metadata_props)
+        graph.register_initializer(own)
+        reader.replace_input_with(list(reader.inputs).index(value), own)
+
     def _initializer(self) -> tuple[ir.Value, bool]:
         value, transposed = self.weight_value, self.stored_transposed
         node = value.producer()

@@ -104,7 +104,7 @@ def test_fisher_removes_the_lowest_saliencies_and_repairs_jointly(tmp_path, grou
     graph = mlp()
     before = weights(graph)
     context = context_with_fisher(graph, tmp_path)
-    result = run(graph, Prune(sparsity=0.6, block=group), context)
+    result = run(graph, Prune(sparsity=0.6, block=group, repair="fisher"), context)
     after = weights(graph)
     np.testing.assert_array_equal(after["head"], before["head"])
     oracles = {
@@ -179,7 +179,7 @@ def test_n_of_m_keeps_the_most_salient_of_every_m(tmp_path):
     graph = mlp()
     before = weights(graph)
     context = context_with_fisher(graph, tmp_path)
-    result = run(graph, Prune(nm="1of4"), context)
+    result = run(graph, Prune(nm="1of4", repair="fisher"), context)
     after = weights(graph)
     for name in ("first", "second"):
         rho, _ = oracle_fisher(before[name], context.statistics["fisher"], name, 1)
@@ -213,9 +213,9 @@ def test_include_replaces_the_default_sites_and_exclude_narrows_them():
 def test_pruning_further_keeps_what_is_pruned(tmp_path):
     graph = mlp()
     context = context_with_fisher(graph, tmp_path)
-    run(graph, Prune(sparsity=0.4), context)
+    run(graph, Prune(sparsity=0.4, repair="fisher"), context)
     halfway = weights(graph)
-    run(graph, Prune(sparsity=0.7), context)
+    run(graph, Prune(sparsity=0.7, repair="fisher"), context)
     after = weights(graph)
     total = 0
     for name in ("first", "second"):
@@ -227,9 +227,9 @@ def test_pruning_further_keeps_what_is_pruned(tmp_path):
 def test_a_target_below_what_is_pruned_changes_nothing_and_says_so(tmp_path):
     graph = mlp()
     context = context_with_fisher(graph, tmp_path)
-    run(graph, Prune(sparsity=0.8, scope="uniform"), context)
+    run(graph, Prune(sparsity=0.8, scope="uniform", repair="fisher"), context)
     before = weights(graph)
-    result = run(graph, Prune(sparsity=0.3, scope="uniform"), context)
+    result = run(graph, Prune(sparsity=0.3, scope="uniform", repair="fisher"), context)
     after = weights(graph)
     assert all(np.array_equal(after[name], before[name]) for name in before)
     assert not result.changed
@@ -239,7 +239,7 @@ def test_a_target_below_what_is_pruned_changes_nothing_and_says_so(tmp_path):
 
 def test_repair_predicts_a_smaller_loss_than_removal(tmp_path):
     losses = {}
-    for repair in (True, False):
+    for repair in ("fisher", "none"):
         graph = mlp()
         context = context_with_fisher(graph, tmp_path)
         before = weights(graph)
@@ -247,21 +247,21 @@ def test_repair_predicts_a_smaller_loss_than_removal(tmp_path):
         losses[repair] = result.report["predicted_loss_increase"]
         after = weights(graph)["first"]
         moved = after != np.where(after == 0, 0, before["first"])
-        assert moved.any() == repair
-    assert 0 < losses[True] < losses[False]
+        assert moved.any() == (repair == "fisher")
+    assert 0 < losses["fisher"] < losses["none"]
 
 
 def test_absolute_damping_is_taken_as_it_is(tmp_path):
     graph = mlp()
     context = context_with_fisher(graph, tmp_path)
-    report = run(graph, Prune(sparsity=0.5, absolute_damping=0.25), context).report
+    report = run(graph, Prune(sparsity=0.5, absolute_damping=0.25, repair="fisher"), context).report
     assert report["sites"]["first"]["damping"] == 0.25
 
 
 def test_partial_fisher_blocks_are_pruned_too(tmp_path):
     graph = mlp()
     context = context_with_fisher(graph, tmp_path, block=12)
-    run(graph, Prune(sparsity=1.0), context)
+    run(graph, Prune(sparsity=1.0, repair="fisher"), context)
     assert not weights(graph)["second"].any()
 
 
@@ -279,6 +279,14 @@ def test_partial_fisher_blocks_are_pruned_too(tmp_path):
         ({"damping": 0.0}, "damping above 0"),
         ({"absolute_damping": -1.0}, "absolute_damping above 0"),
         ({"samples": 0}, "samples of at least 1"),
+        ({"repair_samples": 0}, "repair_samples of at least 1"),
+        ({"repair_positions": 0}, "repair_positions of at least 1"),
+        ({"repair_damping": 0.0}, "repair_damping above 0"),
+        ({"memory": 0.0}, "memory above 0"),
+        ({"steps": ("0.5", "half")}, "steps as sparsities .* found 'half'"),
+        ({"steps": ("0",)}, "steps as sparsities .* found '0'"),
+        ({"repair": "all"}, "repair auto, rows, fisher or none, found 'all'"),
+        ({"method": "magnitude", "repair": "fisher"}, "method=fisher for repair=fisher"),
         ({"method": "random"}, "method fisher or magnitude"),
         ({"scope": "local"}, "scope global or uniform"),
     ],
@@ -325,7 +333,7 @@ def test_a_failed_solve_leaves_the_graph_as_it_was(tmp_path):
     statistics.write("second", statistics.layouts["second"], blocks)
     before = weights(graph)
     with pytest.raises(NumericsError, match=r"site 'second', Fisher block 5: .*raise damping"):
-        run(graph, Prune(sparsity=0.5), context)
+        run(graph, Prune(sparsity=0.5, repair="fisher"), context)
     assert all(np.array_equal(W, before[name]) for name, W in weights(graph).items())
 
 
@@ -378,9 +386,9 @@ def test_ensures_counts_zeros_in_the_graph():
 
 
 def test_text_form_and_stage():
-    text = "prune:sparsity=0.9:block=8:override=a@0.5+b@0.25:repair=false"
+    text = "prune:sparsity=0.9:block=8:override=a@0.5+b@0.25:repair=none"
     (prune,) = passes_from_text(text)
-    assert prune == Prune(0.9, 8, override=("a@0.5", "b@0.25"), repair=False)
+    assert prune == Prune(0.9, 8, override=("a@0.5", "b@0.25"), repair="none")
     assert passes_from_text(str(prune)) == [prune]
     assert prune.produces is Stage.PRUNED
     with pytest.raises(SpecError, match="a number"):

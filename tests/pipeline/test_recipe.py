@@ -20,12 +20,12 @@ def test_passes_may_be_mappings(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(
         "passes:\n"
-        "- prune: {sparsity: 0.5, repair: false}\n"
+        "- prune: {sparsity: 0.5, repair: none}\n"
         "- drop-layers: {layers: [0, 2]}\n"
         "- pack:\n"
     )
     assert read_recipe(path).passes == (
-        "prune:sparsity=0.5:repair=false",
+        "prune:sparsity=0.5:repair=none",
         "drop-layers:layers=0+2",
         "pack",
     )

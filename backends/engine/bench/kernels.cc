@@ -30,8 +30,11 @@ double seconds(const std::function<void()>& run) {
   return best;
 }
 
-struct Shape { int outputs, inputs; };
-const Shape kShapes[] = {{768, 768}, {2304, 768}, {3072, 768}, {768, 3072}, {384, 384}, {1536, 384}, {384, 1536}};
+struct Shape {
+  int outputs, inputs;
+};
+const Shape kShapes[] = {{768, 768}, {2304, 768}, {3072, 768}, {768, 3072},
+                         {384, 384}, {1536, 384}, {384, 1536}};
 
 // Weights as training leaves them: normal, with the largest of a row at 127.
 std::vector<int16_t> bell_weights(Random& random, int rows, int inputs, double density) {
@@ -39,7 +42,9 @@ std::vector<int16_t> bell_weights(Random& random, int rows, int inputs, double d
   for (int r = 0; r < rows; ++r)
     for (int b = 0; b < inputs; b += kBlock) {
       if (!random.chance(density)) continue;
-      for (int i = b; i < b + kBlock; ++i) w[static_cast<size_t>(r) * inputs + i] = static_cast<int16_t>(std::fmin(127, std::fmax(-127, std::nearbyint(random.normal(127 / 3.5f)))));
+      for (int i = b; i < b + kBlock; ++i)
+        w[static_cast<size_t>(r) * inputs + i] =
+            static_cast<int16_t>(std::fmin(127, std::fmax(-127, std::nearbyint(random.normal(127 / 3.5f)))));
     }
   return w;
 }
@@ -66,7 +71,8 @@ void bench_int8(const Kernels& k, double peak) {
         const double time = seconds([&] {
           for (int r = 0; r < s.outputs; r += kRowsAtOnce)
             for (size_t p = 0; p < panels; ++p)
-              k.multiply_int8(view, x.data() + p * panel_bytes(static_cast<size_t>(s.inputs)), groups, r, std::min(s.outputs, r + kRowsAtOnce), acc.data());
+              k.multiply_int8(view, x.data() + p * panel_bytes(static_cast<size_t>(s.inputs)), groups, r,
+                              std::min(s.outputs, r + kRowsAtOnce), acc.data());
         });
         const double rate = kept * 4 * tokens / time * 1e-9;
         std::printf(" | %3d tokens %7.1f GMAC/s %3.0f%%", tokens, rate, 100 * rate / peak);
@@ -85,15 +91,17 @@ void bench_float(const Kernels& k, double peak) {
       const SparseFloat view = packed.view();
       Buffer<float> x(panel_floats(static_cast<size_t>(s.inputs)), .5f), acc(kRowsAtOnce * kPanel);
       const double time = seconds([&] {
-        for (int r = 0; r < s.outputs; r += kRowsAtOnce) k.multiply_float(view, x.data(), 4, r, std::min(s.outputs, r + kRowsAtOnce), acc.data());
+        for (int r = 0; r < s.outputs; r += kRowsAtOnce)
+          k.multiply_float(view, x.data(), 4, r, std::min(s.outputs, r + kRowsAtOnce), acc.data());
       });
       const double rate = static_cast<double>(packed.index.size()) * kPanel / time * 1e-9;
-      std::printf("%-11s float %4d x %4d density %.1f  |  64 tokens %7.1f GMAC/s %3.0f%%\n", k.name, s.outputs, s.inputs, density, rate, 100 * rate / peak);
+      std::printf("%-11s float %4d x %4d density %.1f  |  64 tokens %7.1f GMAC/s %3.0f%%\n", k.name,
+                  s.outputs, s.inputs, density, rate, 100 * rate / peak);
     }
 }
 
 void bench_finish(const Kernels& k) {
-  const int rows = 64;                       // what one multiply leaves behind
+  const int rows = 64;  // what one multiply leaves behind
   const size_t n = static_cast<size_t>(rows) * kPanel;
   Buffer<int32_t> acc(n);
   Buffer<float> scale(rows, 1e-3f), bias(rows, .1f), residual(n, .5f), out(n);
@@ -108,7 +116,8 @@ void bench_finish(const Kernels& k) {
     e.quantized = to_bytes ? quantized.data() : nullptr;
     e.inverse_scale = 40, e.zero_point = 8;
     const double time = seconds([&] { k.finish_int8(e, acc.data(), 4, 0, rows); });
-    std::printf("%-11s finish %-28s %6.3f ns an element\n", k.name, what, time / static_cast<double>(n) * 1e9);
+    std::printf("%-11s finish %-28s %6.3f ns an element\n", k.name, what,
+                time / static_cast<double>(n) * 1e9);
   };
   run("to float", Activation::kNone, true, false, false);
   run("to uint8", Activation::kNone, false, true, false);
@@ -123,15 +132,19 @@ void bench_finish(const Kernels& k) {
 void bench_norm(const Kernels& k) {
   for (int features : {384, 768}) {
     const size_t n = static_cast<size_t>(features) * kPanel;
-    Buffer<float> x(n), r(n, .1f), out(n), gamma(static_cast<size_t>(features), 1.f), beta(static_cast<size_t>(features), 1.f);
+    Buffer<float> x(n), r(n, .1f), out(n), gamma(static_cast<size_t>(features), 1.f),
+        beta(static_cast<size_t>(features), 1.f);
     Buffer<uint8_t> quantized(n);
     Random random(1);
     for (size_t i = 0; i < n; ++i) x[i] = random.normal();
     LayerNorm l;
     l.features = features, l.gamma = gamma.data(), l.beta = beta.data(), l.epsilon = 1e-12f;
-    l.x = x.data(), l.residual = r.data(), l.out = out.data(), l.quantized = quantized.data(), l.inverse_scale = 40, l.zero_point = 128;
+    l.x = x.data(), l.residual = r.data(), l.out = out.data(), l.quantized = quantized.data(),
+    l.inverse_scale = 40, l.zero_point = 128;
     const double time = seconds([&] { k.layer_norm(l, 4); });
-    std::printf("%-11s layer_norm %d with residual, to float and uint8 %6.3f ns an element, %5.1f GB/s\n", k.name, features, time / static_cast<double>(n) * 1e9, static_cast<double>(n) * 13 / time * 1e-9);
+    std::printf("%-11s layer_norm %d with residual, to float and uint8 %6.3f ns an element, %5.1f GB/s\n",
+                k.name, features, time / static_cast<double>(n) * 1e9,
+                static_cast<double>(n) * 13 / time * 1e-9);
   }
 }
 
@@ -142,7 +155,8 @@ void bench_attention(const Kernels& k, double peak) {
       const size_t panels = panels_of(static_cast<size_t>(length));
       Buffer<float> q(panels * panel_floats(width)), key(q.size()), v(q.size());
       Random random(1);
-      for (size_t i = 0; i < q.size(); ++i) q[i] = random.normal(), key[i] = random.normal(), v[i] = random.normal();
+      for (size_t i = 0; i < q.size(); ++i)
+        q[i] = random.normal(), key[i] = random.normal(), v[i] = random.normal();
       Buffer<uint8_t> quantized(panels * panel_bytes(width));
       Buffer<char> scratch(k.attention_scratch(length, head_dim));
       std::vector<float> mask(static_cast<size_t>(length));
@@ -150,11 +164,13 @@ void bench_attention(const Kernels& k, double peak) {
       a.head_dim = head_dim, a.length = length, a.q = q.data(), a.k = key.data(), a.v = v.data();
       a.q_width = a.k_width = a.v_width = a.out_width = width;
       a.q_column = a.k_column = a.v_column = a.out_column = 128;
-      a.scale = .125f, a.mask = mask.data(), a.query_end = length, a.quantized = quantized.data(), a.inverse_scale = 40, a.zero_point = 128;
+      a.scale = .125f, a.mask = mask.data(), a.query_end = length, a.quantized = quantized.data(),
+      a.inverse_scale = 40, a.zero_point = 128;
       a.scratch = scratch.data();
       const double time = seconds([&] { k.attention(a); });
       const double rate = 2. * length * length * head_dim / time * 1e-9;
-      std::printf("%-11s attention length %3d head %2d: %7.1f us, %6.1f GMAC/s, %3.0f%% of the float peak\n", k.name, length, head_dim, time * 1e6, rate, 100 * rate / peak);
+      std::printf("%-11s attention length %3d head %2d: %7.1f us, %6.1f GMAC/s, %3.0f%% of the float peak\n",
+                  k.name, length, head_dim, time * 1e6, rate, 100 * rate / peak);
     }
 }
 
@@ -163,11 +179,17 @@ void bench_move(const Kernels& k) {
   const size_t n = features * kPanel;
   Buffer<float> rows(n), panel(n);
   Buffer<uint8_t> bytes(n), packed(n);
-  const auto show = [&](const char* what, double time, double moved) { std::printf("%-11s %-12s %5.1f GB/s\n", k.name, what, moved / time * 1e-9); };
-  show("import_float", seconds([&] { k.import_float(rows.data(), features, kPanel, features, panel.data()); }), 8. * n);
-  show("export_float", seconds([&] { k.export_float(panel.data(), kPanel, features, rows.data(), features); }), 8. * n);
-  show("import_uint8", seconds([&] { k.import_uint8(bytes.data(), features, kPanel, features, 0, packed.data()); }), 2. * n);
-  show("export_uint8", seconds([&] { k.export_uint8(packed.data(), kPanel, features, bytes.data(), features); }), 2. * n);
+  const auto show = [&](const char* what, double time, double moved) {
+    std::printf("%-11s %-12s %5.1f GB/s\n", k.name, what, moved / time * 1e-9);
+  };
+  show("import_float",
+       seconds([&] { k.import_float(rows.data(), features, kPanel, features, panel.data()); }), 8. * n);
+  show("export_float",
+       seconds([&] { k.export_float(panel.data(), kPanel, features, rows.data(), features); }), 8. * n);
+  show("import_uint8",
+       seconds([&] { k.import_uint8(bytes.data(), features, kPanel, features, 0, packed.data()); }), 2. * n);
+  show("export_uint8",
+       seconds([&] { k.export_uint8(packed.data(), kPanel, features, bytes.data(), features); }), 2. * n);
 }
 
 }  // namespace
@@ -184,11 +206,14 @@ int main(int count, char** words) {
     return !any;
   };
   const KernelSet set = available_kernels();
+  if (set.count == 0) std::printf("OBERT_FORCE_ISA names no table of this processor\n");
   for (size_t i = 0; i < set.count; ++i) {
     const Kernels& k = *set.tables[i];
     if (!wanted(k.name, true)) continue;
-    const Peak peak = measure_peak(k.name);
-    std::printf("%-11s peak in registers: int8 %.1f GMAC/s, float %.1f GMAC/s\n", k.name, peak.int8, peak.float32);
+    const Peak peak = measure_peak(k.name);  // 0 where it has no measure: shares say inf
+    if (peak.int8 > 0)
+      std::printf("%-11s peak in registers: int8 %.1f GMAC/s, float %.1f GMAC/s\n", k.name, peak.int8,
+                  peak.float32);
     if (wanted("int8", false)) bench_int8(k, peak.int8);
     if (wanted("float", false)) bench_float(k, peak.float32);
     if (wanted("finish", false)) bench_finish(k);

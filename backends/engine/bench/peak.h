@@ -10,10 +10,11 @@
 namespace obert {
 
 struct Peak {
-  double int8 = 0, float32 = 0;      // GMAC/s of one core
+  double int8 = 0, float32 = 0;  // GMAC/s of one core
 };
 
-template <class Run> inline double rate_of(double macs, const Run& run) {
+template <class Run>
+inline double rate_of(double macs, const Run& run) {
   using Clock = std::chrono::steady_clock;
   double best = 0;
   for (int i = 0; i < 12; ++i) {

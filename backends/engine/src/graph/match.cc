@@ -245,6 +245,7 @@ class Matcher {
 
   bool dequantize(int n) {
     View v = view(in(n, 0));
+    if (!v.held()) v = quantized_import(n);
     if (!v.held() || v.form != Form::kQuantized) return false;
     if (v.layout == Layout::kScores || v.layout == Layout::kProbabilities) return unround(n, v);
     const Quantization& have = m_.ops[v.op].quantization;
@@ -258,6 +259,22 @@ class Matcher {
     if (!alike(*q, have)) return false;
     v.form = Form::kDequantized;
     return show(n, v);
+  }
+
+  // A quantised tensor of tokens from outside.
+  View quantized_import(int n) {
+    View v;
+    int x = in(n, 0);
+    if (x < 0 || g_.values[x].rank < 2 || g_.values[x].rank > 3 || g_.values[x].last < 1) return v;
+    // What quantises a float from outside is claimed together with its product: see quantized_input.
+    const Node* p = g_.producer(x);
+    if (p && p->op == "QuantizeLinear") return v;
+    auto q = quantization(g_, node(n));
+    if (!q) return v;
+    v.op = import(x, static_cast<int>(g_.values[x].last), &*q);
+    v.form = Form::kQuantized;
+    if (v.held()) m_.views[x] = v;
+    return v;
   }
 
   // ---- products ----------------------------------------------------------------------------------

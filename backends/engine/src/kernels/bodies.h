@@ -10,8 +10,8 @@
 #include "transpose.h"
 #include "tables.h"
 
-#define OBERT_KERNEL_TABLE(isa)                                                                      \
-  Kernels {                                                                                          \
-    isa, kPacking, multiply_int8, multiply_float, finish_int8, finish_float, layer_norm, attention,  \
-        attention_scratch, import_float, import_uint8, export_float, export_uint8                    \
+#define OBERT_KERNEL_TABLE(isa)                                                                     \
+  Kernels {                                                                                         \
+    isa, kPacking, multiply_int8, multiply_float, finish_int8, finish_float, layer_norm, attention, \
+        attention_scratch, import_float, import_uint8, export_float, export_uint8                   \
   }

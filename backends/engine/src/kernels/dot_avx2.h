@@ -18,13 +18,25 @@ constexpr Packing kPacking{96, 96, true};
 inline I32 products(I32 activations, I32 weights) { return _mm256_maddubs_epi16(activations, weights); }
 inline I32 widen(I32 sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 
-template <int V> inline __attribute__((always_inline)) void add_blocks(const Run& run, I32 (&sum)[V]) {
+// Two s16 x s16 products a lane.
+constexpr bool kHasDot2 = true;
+OBERT_INLINE I32 dot2(I32 sum, I32 a, I32 b) {
+  sum = add(sum, _mm256_madd_epi16(a, b));
+  // GCC 12 keeps a second copy of every accumulator, as another vector type, without this.
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+
+template <int V>
+OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
   int i = 0;
   for (; i < 2 * run.pairs; i += 2) {
     const int32_t *x = run.activations(i), *y = run.activations(i + 1);
     const I32 w = set(run.weights(i)), u = set(run.weights(i + 1));
     for (int v = 0; v < V; ++v)
-      sum[v] = add(sum[v], widen(_mm256_add_epi16(products(load(x + v * kLanes), w), products(load(y + v * kLanes), u))));
+      sum[v] =
+          add(sum[v],
+              widen(_mm256_add_epi16(products(load(x + v * kLanes), w), products(load(y + v * kLanes), u))));
   }
   for (; i < run.count; ++i) {
     const int32_t* x = run.activations(i);

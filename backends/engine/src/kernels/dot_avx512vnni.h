@@ -12,7 +12,17 @@ namespace {
 
 constexpr Packing kPacking{96, 192, false};
 
-template <int V> inline __attribute__((always_inline)) void add_blocks(const Run& run, I32 (&sum)[V]) {
+// Two s16 x s16 products a lane.
+constexpr bool kHasDot2 = true;
+OBERT_INLINE I32 dot2(I32 sum, I32 a, I32 b) {
+  sum = _mm512_dpwssd_epi32(sum, a, b);
+  // GCC 12 keeps a second copy of every accumulator, as another vector type, without this.
+  __asm__("" : "+v"(sum));
+  return sum;
+}
+
+template <int V>
+OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
   constexpr int kSets = V == 4 ? 2 : 4;
   I32 more[kSets][V];
   for (int s = 1; s < kSets; ++s)
@@ -22,11 +32,14 @@ template <int V> inline __attribute__((always_inline)) void add_blocks(const Run
   for (; i + 4 <= run.count; i += 4) {
     uint64_t indices;
     std::memcpy(&indices, run.index + i, sizeof indices);
-    const I32 weights = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(run.value + static_cast<size_t>(i) * kBlock)));
+    const I32 weights = _mm512_castsi128_si512(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(run.value + static_cast<size_t>(i) * kBlock)));
     for (int j = 0; j < 4; ++j) {
       const int32_t* x = run.chunk + (indices >> 16 * j & 0xffff) * kPanel;
-      const I32 w = j == 0 ? _mm512_broadcastd_epi32(_mm512_castsi512_si128(weights)) : _mm512_permutexvar_epi32(set(j), weights);
-      for (int v = 0; v < V; ++v) more[j % kSets][v] = _mm512_dpbusd_epi32(more[j % kSets][v], load(x + v * kLanes), w);
+      const I32 w = j == 0 ? _mm512_broadcastd_epi32(_mm512_castsi512_si128(weights))
+                           : _mm512_permutexvar_epi32(set(j), weights);
+      for (int v = 0; v < V; ++v)
+        more[j % kSets][v] = _mm512_dpbusd_epi32(more[j % kSets][v], load(x + v * kLanes), w);
     }
   }
   for (; i < run.count; ++i) {

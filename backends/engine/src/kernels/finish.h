@@ -1,33 +1,49 @@
 // Epilogue of the products: scale, bias, activation, residual, gate, quantisation. Include after maths.h.
 //
 // Four rows at a time, because four quantised rows make one dword row of the next product's input.
-// Bound by the two multiply pipes: conversion 1, scale 1, GELU 10 (rough) or 17, quantisation 5
+// Bound by the two multiply pipes: conversion 1, scale 1, GELU 11 (rough) or 19, quantisation 5
 // instructions a vector; memory is read and written once.
 #pragma once
 
 namespace obert {
 namespace {
 
-template <Activation A, bool Rough> inline F32 activate(F32 x) {
+template <Activation A, bool Rough>
+inline F32 activate(F32 x) {
   switch (A) {
-    case Activation::kNone: return x;
-    case Activation::kRelu: return max(set(0.f), x);
-    case Activation::kGeluErf: return Rough ? gelu_erf_rough(x) : gelu_erf(x);
-    case Activation::kGeluTanh: return gelu_tanh(x);
-    case Activation::kSilu: return silu(x);
-    case Activation::kTanh: return tanh(x);
+    case Activation::kNone:
+      return x;
+    case Activation::kRelu:
+      return max(set(0.f), x);
+    case Activation::kGeluErf:
+      return Rough ? gelu_erf_rough(x) : gelu_erf(x);
+    case Activation::kGeluTanh:
+      return gelu_tanh(x);
+    case Activation::kSilu:
+      return silu(x);
+    case Activation::kTanh:
+      return tanh(x);
   }
   return x;
 }
 
-// Integers 0 .. 255. Limits come before rounding, they are whole numbers; NaN becomes the lower one.
+// Bytes clamp(round(y * inverse_scale) + zero_point). The saturation of pack_bytes is the clamp; only
+// what is too large for an int32 is cut off before. NaN becomes 0.
 struct Quantizer {
-  F32 inverse_scale, low, high;
+  F32 inverse_scale, high, low;
   I32 zero_point;
   Quantizer(float inverse, int zero)
-      : inverse_scale(set(inverse)), low(set(static_cast<float>(-zero))), high(set(static_cast<float>(255 - zero))),
-        zero_point(set(zero)) {}
-  I32 operator()(F32 y) const { return add(round(min(max(mul(y, inverse_scale), low), high)), zero_point); }
+      : inverse_scale(set(inverse)),
+        high(set(static_cast<float>(255 - zero))),
+        low(set(static_cast<float>(-zero))),
+        zero_point(set(static_cast<int32_t>(zero | zero << 16))) {}
+  I32 operator()(F32 y) const {
+    y = min(high, mul(y, inverse_scale));
+    if (!kNanRoundsLow) y = max(y, low);
+    return round(y);
+  }
+  // The dwords of four features; 0 stands for the zero point.
+  I32 pack(I32 q0, I32 q1, I32 q2, I32 q3) const { return pack_bytes(q0, q1, q2, q3, zero_point); }
 };
 
 // Quantises and dequantises.
@@ -51,10 +67,11 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
   const bool rounds = e.rounding.scale != 0.f, out_rounds = e.out_rounding.scale != 0.f;
   for (int r = row_begin; r < row_end; r += kBlock) {
     const int count = row_end - r < kBlock ? row_end - r : kBlock;
-    F32 scale[kBlock] = {}, bias[kBlock] = {};
-    for (int i = 0; i < count; ++i) {
-      scale[i] = set(e.scale ? e.scale[r + i] : 1.f);
-      bias[i] = set(e.bias ? e.bias[r + i] : 0.f);
+    F32 scale[kBlock], bias[kBlock];
+    for (int i = 0; i < kBlock; ++i) {
+      const int row = i < count ? r + i : r;
+      scale[i] = set(e.scale ? e.scale[row] : 1.f);
+      bias[i] = set(e.bias ? e.bias[row] : 0.f);
     }
     const auto finish = [&](int i, int t) {
       F32 y = fma(accumulated(acc + static_cast<size_t>(r - row_begin + i) * kPanel + t), scale[i], bias[i]);
@@ -81,13 +98,13 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
       for (int t = 0; t < tokens; t += kLanes) {
         const I32 q0 = quantize(finish(0, t)), q1 = quantize(finish(1, t));
         const I32 q2 = quantize(finish(2, t)), q3 = quantize(finish(3, t));
-        store(packed + t, bit_or(bit_or(q0, shift_left<8>(q1)), bit_or(shift_left<16>(q2), shift_left<24>(q3))));
+        store(packed + t, quantize.pack(q0, q1, q2, q3));
       }
     } else {
       for (int t = 0; t < tokens; t += kLanes) {
         I32 q[kBlock];
-        for (int i = 0; i < kBlock; ++i) q[i] = i < count ? quantize(finish(i, t)) : quantize.zero_point;
-        store(packed + t, bit_or(bit_or(q[0], shift_left<8>(q[1])), bit_or(shift_left<16>(q[2]), shift_left<24>(q[3]))));
+        for (int i = 0; i < kBlock; ++i) q[i] = i < count ? quantize(finish(i, t)) : set(0);
+        store(packed + t, quantize.pack(q[0], q[1], q[2], q[3]));
       }
     }
   }
@@ -101,18 +118,24 @@ void finish_with(const Epilogue& e, const T* acc, int groups, int row_begin, int
     finish_rows<T, A, Rough, false>(e, acc, groups, row_begin, row_end);
 }
 
-template <class T> void finish(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
+template <class T>
+void finish(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
   // One code in 500 may round to the other side: more would show in the outputs.
   const bool rough = !e.out && e.quantized && !e.factor && kGeluRoughError * e.inverse_scale < .002f;
   switch (e.activation) {
-    case Activation::kNone: return finish_with<T, Activation::kNone>(e, acc, groups, row_begin, row_end);
-    case Activation::kRelu: return finish_with<T, Activation::kRelu>(e, acc, groups, row_begin, row_end);
+    case Activation::kNone:
+      return finish_with<T, Activation::kNone>(e, acc, groups, row_begin, row_end);
+    case Activation::kRelu:
+      return finish_with<T, Activation::kRelu>(e, acc, groups, row_begin, row_end);
     case Activation::kGeluErf:
       if (rough) return finish_with<T, Activation::kGeluErf, true>(e, acc, groups, row_begin, row_end);
       return finish_with<T, Activation::kGeluErf>(e, acc, groups, row_begin, row_end);
-    case Activation::kGeluTanh: return finish_with<T, Activation::kGeluTanh>(e, acc, groups, row_begin, row_end);
-    case Activation::kSilu: return finish_with<T, Activation::kSilu>(e, acc, groups, row_begin, row_end);
-    case Activation::kTanh: return finish_with<T, Activation::kTanh>(e, acc, groups, row_begin, row_end);
+    case Activation::kGeluTanh:
+      return finish_with<T, Activation::kGeluTanh>(e, acc, groups, row_begin, row_end);
+    case Activation::kSilu:
+      return finish_with<T, Activation::kSilu>(e, acc, groups, row_begin, row_end);
+    case Activation::kTanh:
+      return finish_with<T, Activation::kTanh>(e, acc, groups, row_begin, row_end);
   }
 }
 

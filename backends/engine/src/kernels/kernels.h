@@ -97,6 +97,10 @@ struct LayerNorm {
 // The tokens of the sequence are tokens first .. first + length of the buffers, wherever panel
 // borders fall. Buffers are float panels of `width` features; the head is features
 // column .. column + head_dim of each.
+//
+// With `out`, products are float32. With `quantized` alone they may run on 16-bit integers, with an
+// error far below a step of 8 bits (attention_numbers.h bounds it); NaN and infinities give what
+// they give in floats.
 struct Attention {
   int head_dim = 0;
   int length = 0;                     // tokens of the sequence

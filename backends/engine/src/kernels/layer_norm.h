@@ -9,10 +9,17 @@
 namespace obert {
 namespace {
 
-template <int V, bool Residual> void layer_norm_vectors(const LayerNorm& n) {
-  const auto value = [&](int f, int v) {
+template <int V, bool Residual>
+void layer_norm_vectors(const LayerNorm& n) {
+  // With a residual and a place for the output, the first pass leaves the sums there.
+  const bool keep = Residual && n.out;
+  const auto first_value = [&](int f, int v) {
     const size_t at = static_cast<size_t>(f) * kPanel + static_cast<size_t>(v) * kLanes;
     return Residual ? add(load(n.x + at), load(n.residual + at)) : load(n.x + at);
+  };
+  const auto value = [&](int f, int v) {
+    return keep ? load(n.out + static_cast<size_t>(f) * kPanel + static_cast<size_t>(v) * kLanes)
+                : first_value(f, v);
   };
   const F32 share = set(1.f / static_cast<float>(n.features));
   F32 mean[V], inverse[V];
@@ -20,7 +27,11 @@ template <int V, bool Residual> void layer_norm_vectors(const LayerNorm& n) {
     F32 sum[V];
     for (int v = 0; v < V; ++v) sum[v] = set(0.f);
     for (int f = 0; f < n.features; ++f)
-      for (int v = 0; v < V; ++v) sum[v] = add(sum[v], value(f, v));
+      for (int v = 0; v < V; ++v) {
+        const F32 x = first_value(f, v);
+        if (keep) store(n.out + static_cast<size_t>(f) * kPanel + v * kLanes, x);
+        sum[v] = add(sum[v], x);
+      }
     for (int v = 0; v < V; ++v) mean[v] = mul(sum[v], share);
   }
   {
@@ -38,23 +49,23 @@ template <int V, bool Residual> void layer_norm_vectors(const LayerNorm& n) {
     const int count = n.features - f < kBlock ? n.features - f : kBlock;
     for (int v = 0; v < V; ++v) {
       I32 q[kBlock];
-      for (int i = 0; i < kBlock; ++i) q[i] = quantize.zero_point;
+      for (int i = 0; i < kBlock; ++i) q[i] = set(0);
       for (int i = 0; i < count; ++i) {
         const F32 scale = mul(inverse[v], set(n.gamma[f + i]));
         const F32 y = fma(sub(value(f + i, v), mean[v]), scale, set(n.beta ? n.beta[f + i] : 0.f));
         if (n.out) store(n.out + static_cast<size_t>(f + i) * kPanel + v * kLanes, y);
-        q[i] = quantize(y);
+        if (n.quantized) q[i] = quantize(y);
       }
       if (n.quantized) {
         int32_t* packed = reinterpret_cast<int32_t*>(n.quantized) + static_cast<size_t>(f / kBlock) * kPanel;
-        store(packed + v * kLanes,
-              bit_or(bit_or(q[0], shift_left<8>(q[1])), bit_or(shift_left<16>(q[2]), shift_left<24>(q[3]))));
+        store(packed + v * kLanes, quantize.pack(q[0], q[1], q[2], q[3]));
       }
     }
   }
 }
 
-template <int Groups> void layer_norm_groups(const LayerNorm& n) {
+template <int Groups>
+void layer_norm_groups(const LayerNorm& n) {
   constexpr int kVectors = Groups * kGroup / kLanes;
   if (n.residual) layer_norm_vectors<kVectors, true>(n);
   else layer_norm_vectors<kVectors, false>(n);
@@ -62,10 +73,14 @@ template <int Groups> void layer_norm_groups(const LayerNorm& n) {
 
 void layer_norm(const LayerNorm& n, int groups) {
   switch (groups) {
-    case 1: return layer_norm_groups<1>(n);
-    case 2: return layer_norm_groups<2>(n);
-    case 3: return layer_norm_groups<3>(n);
-    default: return layer_norm_groups<4>(n);
+    case 1:
+      return layer_norm_groups<1>(n);
+    case 2:
+      return layer_norm_groups<2>(n);
+    case 3:
+      return layer_norm_groups<3>(n);
+    default:
+      return layer_norm_groups<4>(n);
   }
 }
 

@@ -1,14 +1,15 @@
 // Elementary functions on vectors. Include after a simd_<isa>.h.
 //
-// Polynomials are minimax fits made for this file; errors are the largest seen over all floats of
-// the range in float32 arithmetic, and tests/kernels_maths.cc holds every table to them.
+// Polynomials are minimax fits made for this file; errors are the largest seen over a fine grid in
+// float32 arithmetic, and tests/kernels/finish_test.cc holds every table to them.
 // NaN goes through everywhere: in max(a, b) and min(a, b) the operand that may be NaN is the second.
 #pragma once
 
 namespace obert {
 namespace {
 
-template <int N> inline F32 polynomial(F32 x, const float (&c)[N]) {
+template <int N>
+inline F32 polynomial(F32 x, const float (&c)[N]) {
   F32 y = set(c[N - 1]);
   for (int i = N - 2; i >= 0; --i) y = fma(y, x, set(c[i]));
   return y;
@@ -16,11 +17,11 @@ template <int N> inline F32 polynomial(F32 x, const float (&c)[N]) {
 
 // 2^x, relative error 1.5e-7; 0 below 2^-126, 2^127 * (1 .. 1.42) above.
 inline F32 exp2(F32 x) {
-  static constexpr float kCoefficients[] = {1.00000007f, 6.93146967e-1f, 2.40221197e-1f,
+  static constexpr float kCoefficients[] = {1.00000007f,    6.93146967e-1f, 2.40221197e-1f,
                                             5.55071332e-2f, 9.67554121e-3f, 1.3276456e-3f};
   x = min(set(127.f), max(set(-127.f), x));
   const I32 whole = round(x);
-  const F32 power = as_float(shift_left<23>(add(whole, set(127))));   // -127 makes 0
+  const F32 power = as_float(shift_left<23>(add(whole, set(127))));  // -127 makes 0
   return mul(polynomial(sub(x, to_float(whole)), kCoefficients), power);
 }
 
@@ -31,10 +32,10 @@ inline F32 exp(F32 x) { return exp2(mul(x, set(1.44269504f))); }
 inline F32 gelu_erf(F32 x) {
   static constexpr float kBorder = 5.2f;
   static constexpr float kCoefficients[] = {
-      1.359499813e-01f, -6.774361820e-02f, 5.002561482e-02f, -3.993198600e-02f, 3.197392265e-02f,
-      -2.469884168e-02f, 1.803873520e-02f, -1.261963947e-02f, 8.365190548e-03f, -4.542380043e-03f,
-      2.005075186e-03f, -1.468688433e-03f, 1.188728365e-03f, -3.882725462e-04f};
-  x = max(set(-kBorder), x);       // below, the result is 0 within the error: not x * 1e-7
+      1.359499813e-01f,  -6.774361820e-02f, 5.002561482e-02f,  -3.993198600e-02f, 3.197392265e-02f,
+      -2.469884168e-02f, 1.803873520e-02f,  -1.261963947e-02f, 8.365190548e-03f,  -4.542380043e-03f,
+      2.005075186e-03f,  -1.468688433e-03f, 1.188728365e-03f,  -3.882725462e-04f};
+  x = max(set(-kBorder), x);  // below, the result is 0 within the error: not x * 1e-7
   const F32 t = min(set(kBorder), x);
   const F32 u = fma(mul(t, t), set(2.f / (kBorder * kBorder)), set(-1.f));
   return mul(x, fma(polynomial(u, kCoefficients), t, set(.5f)));
@@ -43,8 +44,9 @@ inline F32 gelu_erf(F32 x) {
 // The same within kGeluRoughError, for results that are quantised in coarser steps.
 constexpr float kGeluRoughError = 2e-4f;
 inline F32 gelu_erf_rough(F32 x) {
-  static constexpr float kCoefficients[] = {3.978833843e-01f,  -6.457316162e-02f, 8.772406844e-03f, -8.140184957e-04f,
-                                            4.795576965e-05f, -1.598612671e-06f, 2.278161096e-08f};
+  static constexpr float kCoefficients[] = {3.978833843e-01f,  -6.457316162e-02f, 8.772406844e-03f,
+                                            -8.140184957e-04f, 4.795576965e-05f,  -1.598612671e-06f,
+                                            2.278161096e-08f};
   x = max(set(-4.f), x);
   const F32 t = min(set(4.f), x);
   return mul(x, fma(polynomial(mul(t, t), kCoefficients), t, set(.5f)));
@@ -67,7 +69,7 @@ inline F32 tanh(F32 x) {
 
 // x * (1 + tanh(u)) / 2 = x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
 inline F32 gelu_tanh(F32 x) {
-  x = max(set(-16.f), x);           // 0 from here on
+  x = max(set(-16.f), x);  // 0 from here on
   const F32 cubic = fma(mul(x, x), set(.0713548163f), set(1.59576912f));
   return mul(x, sigmoid(mul(x, cubic)));
 }

@@ -8,7 +8,8 @@
 namespace obert {
 namespace {
 
-template <int V> void multiply_float_vectors(const SparseFloat& w, const float* x, int row_begin, int row_end, float* acc) {
+template <int V>
+void multiply_float_vectors(const SparseFloat& w, const float* x, int row_begin, int row_end, float* acc) {
   for (int c = 0; c < w.chunks; ++c) {
     const float* chunk = x + static_cast<size_t>(c) * w.chunk_inputs * kPanel;
     const uint32_t* start = w.start + static_cast<size_t>(c) * w.rows;
@@ -26,13 +27,18 @@ template <int V> void multiply_float_vectors(const SparseFloat& w, const float* 
   }
 }
 
-void multiply_float(const SparseFloat& w, const float* x, int groups, int row_begin, int row_end, float* acc) {
+void multiply_float(const SparseFloat& w, const float* x, int groups, int row_begin, int row_end,
+                    float* acc) {
   constexpr int kVectors = kGroup / kLanes;
   switch (groups) {
-    case 1: return multiply_float_vectors<kVectors>(w, x, row_begin, row_end, acc);
-    case 2: return multiply_float_vectors<2 * kVectors>(w, x, row_begin, row_end, acc);
-    case 3: return multiply_float_vectors<3 * kVectors>(w, x, row_begin, row_end, acc);
-    default: return multiply_float_vectors<4 * kVectors>(w, x, row_begin, row_end, acc);
+    case 1:
+      return multiply_float_vectors<kVectors>(w, x, row_begin, row_end, acc);
+    case 2:
+      return multiply_float_vectors<2 * kVectors>(w, x, row_begin, row_end, acc);
+    case 3:
+      return multiply_float_vectors<3 * kVectors>(w, x, row_begin, row_end, acc);
+    default:
+      return multiply_float_vectors<4 * kVectors>(w, x, row_begin, row_end, acc);
   }
 }
 

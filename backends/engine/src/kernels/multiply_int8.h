@@ -10,7 +10,8 @@
 namespace obert {
 namespace {
 
-template <int V> void multiply_int8_vectors(const SparseInt8& w, const uint8_t* x, int row_begin, int row_end, int32_t* acc) {
+template <int V>
+void multiply_int8_vectors(const SparseInt8& w, const uint8_t* x, int row_begin, int row_end, int32_t* acc) {
   for (int c = 0; c < w.chunks; ++c) {
     Run run;
     run.chunk = reinterpret_cast<const int32_t*>(x) + static_cast<size_t>(c) * w.chunk_blocks * kPanel;
@@ -30,13 +31,18 @@ template <int V> void multiply_int8_vectors(const SparseInt8& w, const uint8_t* 
   }
 }
 
-void multiply_int8(const SparseInt8& w, const uint8_t* x, int groups, int row_begin, int row_end, int32_t* acc) {
+void multiply_int8(const SparseInt8& w, const uint8_t* x, int groups, int row_begin, int row_end,
+                   int32_t* acc) {
   constexpr int kVectors = kGroup / kLanes;
   switch (groups) {
-    case 1: return multiply_int8_vectors<kVectors>(w, x, row_begin, row_end, acc);
-    case 2: return multiply_int8_vectors<2 * kVectors>(w, x, row_begin, row_end, acc);
-    case 3: return multiply_int8_vectors<3 * kVectors>(w, x, row_begin, row_end, acc);
-    default: return multiply_int8_vectors<4 * kVectors>(w, x, row_begin, row_end, acc);
+    case 1:
+      return multiply_int8_vectors<kVectors>(w, x, row_begin, row_end, acc);
+    case 2:
+      return multiply_int8_vectors<2 * kVectors>(w, x, row_begin, row_end, acc);
+    case 3:
+      return multiply_int8_vectors<3 * kVectors>(w, x, row_begin, row_end, acc);
+    default:
+      return multiply_int8_vectors<4 * kVectors>(w, x, row_begin, row_end, acc);
   }
 }
 

@@ -1,11 +1,12 @@
 #include "pack_sparse.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace obert {
 namespace {
 
-constexpr int kMost = 128;      // of positive values of a pair together, and of negative ones
+constexpr int kMost = 128;  // of positive values of a pair together, and of negative ones
 
 struct Block {
   uint16_t index;
@@ -19,7 +20,8 @@ struct Block {
 void take_pair(int16_t* rest, int8_t* taken, uint8_t* load) {
   int above = kMost, below = -kMost;
   for (int i = 0; i < 2; ++i) {
-    const int v = rest[i] > 0 ? std::min({static_cast<int>(rest[i]), above, 127}) : std::max(static_cast<int>(rest[i]), below);
+    const int v = rest[i] > 0 ? std::min({static_cast<int>(rest[i]), above, 127})
+                              : std::max(static_cast<int>(rest[i]), below);
     (v > 0 ? above : below) -= v;
     taken[i] = static_cast<int8_t>(v);
     rest[i] = static_cast<int16_t>(rest[i] - v);
@@ -28,18 +30,41 @@ void take_pair(int16_t* rest, int8_t* taken, uint8_t* load) {
   load[1] = static_cast<uint8_t>(kMost + below);
 }
 
-bool any(const int16_t* block) { return block[0] || block[1] || block[2] || block[3]; }
+bool any(const int16_t* block) {
+  uint64_t bits;
+  std::memcpy(&bits, block, sizeof bits);
+  return bits != 0;
+}
+
+// What most blocks are: no pair can break the rule.
+bool take_small(const int16_t* weights, Block& b) {
+  bool small = true;
+  for (int i = 0; i < kBlock; ++i) small &= weights[i] <= kMost / 2 && weights[i] >= -kMost / 2;
+  if (!small) return false;
+  for (int i = 0; i < kBlock; ++i) b.value[i] = static_cast<int8_t>(weights[i]);
+  for (int i = 0; i < kBlock; i += 2) {
+    const int u = weights[i], v = weights[i + 1];
+    b.load[i] = static_cast<uint8_t>(std::max(u, 0) + std::max(v, 0));
+    b.load[i + 1] = static_cast<uint8_t>(std::max(-u, 0) + std::max(-v, 0));
+  }
+  return true;
+}
 
 void split_block(const int16_t* weights, int count, int index, std::vector<Block>& blocks) {
   int16_t rest[kBlock] = {};
-  std::copy(weights, weights + count, rest);
+  if (count == kBlock) std::memcpy(rest, weights, sizeof rest);
+  else std::copy(weights, weights + count, rest);
   while (any(rest)) {
     Block b;
     b.index = static_cast<uint16_t>(index);
-    take_pair(rest, b.value, b.load);
-    take_pair(rest + 2, b.value + 2, b.load + 2);
-    b.largest = *std::max_element(b.load, b.load + 4);
+    const bool small = take_small(rest, b);
+    if (!small) {
+      take_pair(rest, b.value, b.load);
+      take_pair(rest + 2, b.value + 2, b.load + 2);
+    }
+    b.largest = std::max(std::max(b.load[0], b.load[1]), std::max(b.load[2], b.load[3]));
     blocks.push_back(b);
+    if (small) return;
   }
 }
 
@@ -49,36 +74,50 @@ bool fit(const Block& a, const Block& b) {
   return true;
 }
 
-// Couples first, the rest behind them; returns how many couples. The largest block looks for a
-// partner among the few smallest: a full search would take longer than it gains.
-int form_couples(std::vector<Block>& blocks) {
-  constexpr size_t kTries = 8;
-  std::stable_sort(blocks.begin(), blocks.end(), [](const Block& a, const Block& b) { return a.largest > b.largest; });
-  std::vector<Block> couples, single;
-  size_t first = 0, last = blocks.size();
-  while (first < last) {
-    const Block large = blocks[first++];
-    size_t partner = last;
-    for (size_t tries = 0; tries < kTries && last - tries > first; ++tries) {
-      if (!fit(large, blocks[last - tries - 1])) continue;
-      partner = last - tries - 1;
-      break;
+// Forms couples; keeps its memory between calls.
+class Matchmaker {
+ public:
+  // Couples first, the rest behind them; returns how many couples. The largest block looks for a
+  // partner among the few smallest: a full search would take longer than it gains.
+  int form_couples(std::vector<Block>& blocks) {
+    constexpr size_t kTries = 8;
+    sort(blocks);
+    couples_.clear();
+    single_.clear();
+    size_t first = 0, last = sorted_.size();
+    while (first < last) {
+      const Block& large = sorted_[first++];
+      size_t partner = last;
+      for (size_t tries = 0; tries < kTries && last - tries > first; ++tries) {
+        if (!fit(large, sorted_[last - tries - 1])) continue;
+        partner = last - tries - 1;
+        break;
+      }
+      if (partner == last) {
+        single_.push_back(large);
+        continue;
+      }
+      couples_.push_back(large);
+      couples_.push_back(sorted_[partner]);
+      std::copy(sorted_.data() + partner + 1, sorted_.data() + last, sorted_.data() + partner);
+      --last;
     }
-    if (partner == last) {
-      single.push_back(large);
-      continue;
-    }
-    couples.push_back(large);
-    couples.push_back(blocks[partner]);
-    std::copy(blocks.begin() + static_cast<std::ptrdiff_t>(partner) + 1, blocks.begin() + static_cast<std::ptrdiff_t>(last),
-              blocks.begin() + static_cast<std::ptrdiff_t>(partner));
-    --last;
+    std::copy(single_.begin(), single_.end(), std::copy(couples_.begin(), couples_.end(), blocks.begin()));
+    return static_cast<int>(couples_.size() / 2);
   }
-  const int count = static_cast<int>(couples.size() / 2);
-  blocks = std::move(couples);
-  blocks.insert(blocks.end(), single.begin(), single.end());
-  return count;
-}
+
+ private:
+  // By counting, the largest first.
+  void sort(const std::vector<Block>& blocks) {
+    uint16_t place[kMost + 2] = {};
+    for (const Block& b : blocks) ++place[kMost - b.largest + 1];
+    for (int i = 1; i <= kMost; ++i) place[i] = static_cast<uint16_t>(place[i] + place[i - 1]);
+    sorted_.resize(blocks.size());
+    for (const Block& b : blocks) sorted_[place[kMost - b.largest]++] = b;
+  }
+
+  std::vector<Block> sorted_, couples_, single_;
+};
 
 double density(const int16_t* weights, size_t count) {
   size_t kept = 0;
@@ -98,23 +137,33 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
   SparseInt8Storage s;
   const int blocks = (inputs + kBlock - 1) / kBlock;
   s.rows = rows;
-  const bool sparse = density(weights, static_cast<size_t>(rows) * inputs) < kSparseDensity;
+  const double share = density(weights, static_cast<size_t>(rows) * inputs);
+  const bool sparse = share < kSparseDensity;
+  const size_t expected =
+      static_cast<size_t>(rows) * blocks / 16 * static_cast<size_t>(1 + std::min(15., share * 20));
+  s.index.reserve(expected);
+  s.value.reserve(expected * kBlock);
   s.chunk_blocks = chunk_size(blocks, sparse ? packing.sparse_chunk : packing.dense_chunk);
   s.chunks = std::max(1, (blocks + s.chunk_blocks - 1) / s.chunk_blocks);
   s.start.reserve(static_cast<size_t>(s.chunks) * rows + 1);
   s.pairs.reserve(static_cast<size_t>(s.chunks) * rows);
   std::vector<Block> kept;
+  Matchmaker matchmaker;
   for (int c = 0; c < s.chunks; ++c) {
     const int begin = c * s.chunk_blocks, end = std::min(blocks, begin + s.chunk_blocks);
     for (int r = 0; r < rows; ++r) {
       const int16_t* row = weights + static_cast<size_t>(r) * inputs;
       kept.clear();
-      for (int b = begin; b < end; ++b) split_block(row + b * kBlock, std::min(kBlock, inputs - b * kBlock), b - begin, kept);
+      for (int b = begin; b < end; ++b)
+        split_block(row + b * kBlock, std::min(kBlock, inputs - b * kBlock), b - begin, kept);
       s.start.push_back(static_cast<uint32_t>(s.index.size()));
-      s.pairs.push_back(static_cast<uint16_t>(packing.couples ? form_couples(kept) : 0));
-      for (const Block& b : kept) {
-        s.index.push_back(b.index);
-        s.value.insert(s.value.end(), b.value, b.value + kBlock);
+      s.pairs.push_back(static_cast<uint16_t>(packing.couples ? matchmaker.form_couples(kept) : 0));
+      const size_t at = s.index.size();
+      s.index.resize(at + kept.size());
+      s.value.resize((at + kept.size()) * kBlock);
+      for (size_t i = 0; i < kept.size(); ++i) {
+        s.index[at + i] = kept[i].index;
+        std::memcpy(s.value.data() + (at + i) * kBlock, kept[i].value, kBlock);
       }
     }
   }

@@ -14,7 +14,9 @@ struct SparseInt8Storage {
   std::vector<int8_t> value;
   std::vector<uint16_t> pairs;
 
-  SparseInt8 view() const { return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data(), pairs.data()}; }
+  SparseInt8 view() const {
+    return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data(), pairs.data()};
+  }
 };
 
 struct SparseFloatStorage {

@@ -12,13 +12,18 @@ namespace {
 float activate(Activation a, float x) {
   const double v = x;
   switch (a) {
-    case Activation::kNone: return x;
-    case Activation::kRelu: return x < 0 ? 0.f : x;
-    case Activation::kGeluErf: return static_cast<float>(v * .5 * (1 + std::erf(v * 0.70710678118654752)));
+    case Activation::kNone:
+      return x;
+    case Activation::kRelu:
+      return x < 0 ? 0.f : x;
+    case Activation::kGeluErf:
+      return static_cast<float>(v * .5 * (1 + std::erf(v * 0.70710678118654752)));
     case Activation::kGeluTanh:
       return static_cast<float>(v * .5 * (1 + std::tanh(0.79788456080286536 * (v + .044715 * v * v * v))));
-    case Activation::kSilu: return static_cast<float>(v / (1 + std::exp(-v)));
-    case Activation::kTanh: return static_cast<float>(std::tanh(v));
+    case Activation::kSilu:
+      return static_cast<float>(v / (1 + std::exp(-v)));
+    case Activation::kTanh:
+      return static_cast<float>(std::tanh(v));
   }
   return x;
 }
@@ -41,7 +46,8 @@ size_t byte_at(size_t feature, size_t token) {
   return (feature / kBlock * kPanel + token) * kBlock + feature % kBlock;
 }
 
-void multiply_int8(const SparseInt8& w, const uint8_t* x, int groups, int row_begin, int row_end, int32_t* acc) {
+void multiply_int8(const SparseInt8& w, const uint8_t* x, int groups, int row_begin, int row_end,
+                   int32_t* acc) {
   for (int r = row_begin; r < row_end; ++r) {
     int32_t* out = acc + static_cast<size_t>(r - row_begin) * kPanel;
     for (int t = 0; t < groups * kGroup; ++t) out[t] = 0;
@@ -50,13 +56,15 @@ void multiply_int8(const SparseInt8& w, const uint8_t* x, int groups, int row_be
       for (uint32_t b = w.start[at]; b < w.start[at + 1]; ++b) {
         const size_t block = static_cast<size_t>(c) * w.chunk_blocks + w.index[b];
         for (int t = 0; t < groups * kGroup; ++t)
-          for (int i = 0; i < kBlock; ++i) out[t] += w.value[b * size_t{kBlock} + i] * x[(block * kPanel + t) * kBlock + i];
+          for (int i = 0; i < kBlock; ++i)
+            out[t] += w.value[b * size_t{kBlock} + i] * x[(block * kPanel + t) * kBlock + i];
       }
     }
   }
 }
 
-void multiply_float(const SparseFloat& w, const float* x, int groups, int row_begin, int row_end, float* acc) {
+void multiply_float(const SparseFloat& w, const float* x, int groups, int row_begin, int row_end,
+                    float* acc) {
   for (int r = row_begin; r < row_end; ++r) {
     double sum[kPanel] = {};
     for (int c = 0; c < w.chunks; ++c) {
@@ -66,11 +74,13 @@ void multiply_float(const SparseFloat& w, const float* x, int groups, int row_be
         for (int t = 0; t < groups * kGroup; ++t) sum[t] += static_cast<double>(w.value[b]) * row[t];
       }
     }
-    for (int t = 0; t < groups * kGroup; ++t) acc[static_cast<size_t>(r - row_begin) * kPanel + t] = static_cast<float>(sum[t]);
+    for (int t = 0; t < groups * kGroup; ++t)
+      acc[static_cast<size_t>(r - row_begin) * kPanel + t] = static_cast<float>(sum[t]);
   }
 }
 
-template <class T> void finish(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
+template <class T>
+void finish(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
   for (int r = row_begin; r < row_end; ++r) {
     for (int t = 0; t < groups * kGroup; ++t) {
       const float x = static_cast<float>(acc[static_cast<size_t>(r - row_begin) * kPanel + t]);
@@ -108,16 +118,19 @@ void layer_norm(const LayerNorm& n, int groups) {
     for (int f = 0; f < n.features; ++f) squares += (value(f) - mean) * (value(f) - mean);
     const double inverse = 1 / std::sqrt(squares / n.features + n.epsilon);
     for (int f = 0; f < n.features; ++f) {
-      const float y = static_cast<float>((value(f) - mean) * inverse * n.gamma[f] + (n.beta ? n.beta[f] : 0.f));
+      const float y =
+          static_cast<float>((value(f) - mean) * inverse * n.gamma[f] + (n.beta ? n.beta[f] : 0.f));
       if (n.out) n.out[static_cast<size_t>(f) * kPanel + t] = y;
       if (n.quantized) n.quantized[byte_at(f, t)] = quantize(y, n.inverse_scale, n.zero_point);
     }
-    for (int f = n.features; n.quantized && f % kBlock; ++f) n.quantized[byte_at(f, t)] = static_cast<uint8_t>(n.zero_point);
+    for (int f = n.features; n.quantized && f % kBlock; ++f)
+      n.quantized[byte_at(f, t)] = static_cast<uint8_t>(n.zero_point);
   }
 }
 
 size_t float_at(size_t token, int width, int column) {
-  return (token / kPanel * static_cast<size_t>(width) + static_cast<size_t>(column)) * kPanel + token % kPanel;
+  return (token / kPanel * static_cast<size_t>(width) + static_cast<size_t>(column)) * kPanel +
+         token % kPanel;
 }
 
 void attention(const Attention& a) {
@@ -129,7 +142,8 @@ void attention(const Attention& a) {
       const size_t key = a.first + static_cast<size_t>(k);
       double dot = 0;
       for (int d = 0; d < a.head_dim; ++d)
-        dot += static_cast<double>(a.q[float_at(query, a.q_width, a.q_column + d)]) * a.k[float_at(key, a.k_width, a.k_column + d)];
+        dot += static_cast<double>(a.q[float_at(query, a.q_width, a.q_column + d)]) *
+               a.k[float_at(key, a.k_width, a.k_column + d)];
       // In float from here: masks of -3.4e38 are meant to swallow the scores.
       float score = rounded(a.scores, static_cast<float>(dot * a.scale));
       if (a.mask) score += a.mask[static_cast<size_t>(i) * a.mask_stride + k];
@@ -147,12 +161,14 @@ void attention(const Attention& a) {
     }
     for (int d = 0; d < a.head_dim; ++d) {
       double sum = 0;
-      for (int k = 0; k < a.length; ++k) sum += p[k] * a.v[float_at(a.first + static_cast<size_t>(k), a.v_width, a.v_column + d)];
+      for (int k = 0; k < a.length; ++k)
+        sum += p[k] * a.v[float_at(a.first + static_cast<size_t>(k), a.v_width, a.v_column + d)];
       const float y = static_cast<float>(sum);
       if (a.out) a.out[float_at(query, a.out_width, a.out_column + d)] = y;
       if (!a.quantized) continue;
       const size_t panel = query / kPanel * (static_cast<size_t>(a.out_width) / kBlock * kBlock * kPanel);
-      a.quantized[panel + byte_at(static_cast<size_t>(a.out_column + d), query % kPanel)] = quantize(y, a.inverse_scale, a.zero_point);
+      a.quantized[panel + byte_at(static_cast<size_t>(a.out_column + d), query % kPanel)] =
+          quantize(y, a.inverse_scale, a.zero_point);
     }
   }
 }
@@ -164,18 +180,22 @@ int in_use(int tokens) { return (tokens + kGroup - 1) / kGroup * kGroup; }
 void import_float(const float* rows, size_t stride, int tokens, int features, float* panel) {
   for (int f = 0; f < features; ++f)
     for (int t = 0; t < in_use(tokens); ++t)
-      panel[static_cast<size_t>(f) * kPanel + t] = t < tokens ? rows[static_cast<size_t>(t) * stride + f] : 0.f;
+      panel[static_cast<size_t>(f) * kPanel + t] =
+          t < tokens ? rows[static_cast<size_t>(t) * stride + f] : 0.f;
 }
 
-void import_uint8(const uint8_t* rows, size_t stride, int tokens, int features, uint8_t zero_point, uint8_t* panel) {
+void import_uint8(const uint8_t* rows, size_t stride, int tokens, int features, uint8_t zero_point,
+                  uint8_t* panel) {
   for (int f = 0; f < (features + kBlock - 1) / kBlock * kBlock; ++f)
     for (int t = 0; t < in_use(tokens); ++t)
-      panel[byte_at(f, t)] = t < tokens && f < features ? rows[static_cast<size_t>(t) * stride + f] : zero_point;
+      panel[byte_at(f, t)] =
+          t < tokens && f < features ? rows[static_cast<size_t>(t) * stride + f] : zero_point;
 }
 
 void export_float(const float* panel, int tokens, int features, float* rows, size_t stride) {
   for (int t = 0; t < tokens; ++t)
-    for (int f = 0; f < features; ++f) rows[static_cast<size_t>(t) * stride + f] = panel[static_cast<size_t>(f) * kPanel + t];
+    for (int f = 0; f < features; ++f)
+      rows[static_cast<size_t>(t) * stride + f] = panel[static_cast<size_t>(f) * kPanel + t];
 }
 
 void export_uint8(const uint8_t* panel, int tokens, int features, uint8_t* rows, size_t stride) {
@@ -185,7 +205,8 @@ void export_uint8(const uint8_t* panel, int tokens, int features, uint8_t* rows,
 
 }  // namespace
 
-const Kernels kPortableKernels = {"portable", {}, multiply_int8, multiply_float, finish_int8, finish_float, layer_norm, attention,
-                                  attention_scratch, import_float, import_uint8, export_float, export_uint8};
+const Kernels kPortableKernels = {"portable",   {},           multiply_int8, multiply_float,    finish_int8,
+                                  finish_float, layer_norm,   attention,     attention_scratch, import_float,
+                                  import_uint8, export_float, export_uint8};
 
 }  // namespace obert

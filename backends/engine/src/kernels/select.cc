@@ -6,6 +6,11 @@
 
 #include "tables.h"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace obert {
 namespace {
 
@@ -19,8 +24,17 @@ const Entry kEntries[] = {
 #ifdef OBERT_HAVE_AVX512VNNI
     {&kAvx512VnniKernels, kIsaAvx512Vnni},
 #endif
+#ifdef OBERT_HAVE_AVXVNNI
+    {&kAvxVnniKernels, kIsaAvxVnni | kIsaAvx2},
+#endif
 #ifdef OBERT_HAVE_AVX2
     {&kAvx2Kernels, kIsaAvx2},
+#endif
+#ifdef OBERT_HAVE_NEONI8MM
+    {&kNeonI8mmKernels, kIsaNeonI8mm | kIsaNeonDot},
+#endif
+#ifdef OBERT_HAVE_NEONDOT
+    {&kNeonDotKernels, kIsaNeonDot},
 #endif
     {&kPortableKernels, 0},
 };
@@ -39,9 +53,20 @@ uint32_t detect_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) bits |= kIsaAvx2;
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512vnni"))
     bits |= kIsaAvx512Vnni;
+#ifdef OBERT_HAVE_AVXVNNI
+  if (__builtin_cpu_supports("avxvnni")) bits |= kIsaAvxVnni;
+#endif
+#elif defined(__aarch64__) && defined(__linux__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) bits |= kIsaNeonDot;
+#ifdef HWCAP2_I8MM
+  if (getauxval(AT_HWCAP2) & HWCAP2_I8MM) bits |= kIsaNeonI8mm;
+#endif
+#elif defined(__aarch64__) && defined(__APPLE__)
+  bits |= kIsaNeonDot;  // every Apple silicon
 #endif
   return bits;
 }

@@ -9,8 +9,11 @@
 namespace obert {
 
 enum IsaBits : uint32_t {
-  kIsaAvx2 = 1,            // with FMA
-  kIsaAvx512Vnni = 2,      // F, BW, DQ, VL, VNNI
+  kIsaAvx2 = 1,        // with FMA
+  kIsaAvx512Vnni = 2,  // F, BW, DQ, VL, VNNI
+  kIsaAvxVnni = 4,     // with AVX2 and FMA
+  kIsaNeonDot = 8,
+  kIsaNeonI8mm = 16,
 };
 
 constexpr size_t kMaxTables = 8;

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <cstring>
 
+#define OBERT_INLINE inline __attribute__((always_inline))
+
 namespace obert {
 namespace {
 
@@ -39,8 +41,8 @@ inline F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
 inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
 inline F32 div(F32 a, F32 b) { return _mm256_div_ps(a, b); }
 inline F32 sqrt(F32 a) { return _mm256_sqrt_ps(a); }
-inline F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }          // a * b + c
-inline F32 fnma(F32 a, F32 b, F32 c) { return _mm256_fnmadd_ps(a, b, c); }        // c - a * b
+inline F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }    // a * b + c
+inline F32 fnma(F32 a, F32 b, F32 c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a * b
 // The second operand where either is NaN.
 inline F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
 inline F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
@@ -55,12 +57,26 @@ inline I32 add(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
 inline I32 max(I32 a, I32 b) { return _mm256_max_epi32(a, b); }
 inline I32 bit_or(I32 a, I32 b) { return _mm256_or_si256(a, b); }
 inline I32 bit_and(I32 a, I32 b) { return _mm256_and_si256(a, b); }
-template <int N> inline I32 shift_left(I32 a) { return _mm256_slli_epi32(a, N); }
+template <int N>
+inline I32 shift_left(I32 a) {
+  return _mm256_slli_epi32(a, N);
+}
 
 inline F32 to_float(I32 a) { return _mm256_cvtepi32_ps(a); }
-inline I32 round(F32 a) { return _mm256_cvtps_epi32(a); }        // half to even
+inline I32 round(F32 a) { return _mm256_cvtps_epi32(a); }  // half to even
 inline F32 as_float(I32 a) { return _mm256_castsi256_ps(a); }
 inline I32 as_int(F32 a) { return _mm256_castps_si256(a); }
+
+constexpr bool kNanRoundsLow = true;
+
+// clamp(q0 .. q3 + zero_point, 0, 255) as the four bytes of each dword; zero_point as two int16.
+inline I32 pack_bytes(I32 q0, I32 q1, I32 q2, I32 q3, I32 zero_point) {
+  const __m256i a = _mm256_adds_epi16(_mm256_packs_epi32(q0, q1), zero_point);
+  const __m256i b = _mm256_adds_epi16(_mm256_packs_epi32(q2, q3), zero_point);
+  const __m256i order =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  return _mm256_shuffle_epi8(_mm256_packus_epi16(a, b), order);
+}
 
 // Rows of an 8 x 8 matrix become its columns.
 inline void transpose(I32 r[kLanes]) {

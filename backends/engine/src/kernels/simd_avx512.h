@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#define OBERT_INLINE inline __attribute__((always_inline))
+
 namespace obert {
 namespace {
 
@@ -41,20 +43,34 @@ inline F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
 inline F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
 inline F32 abs(F32 a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.f), a); }
 inline F32 copy_sign(F32 a, F32 b) {
-  const __m512i sign = _mm512_set1_epi32(INT32_MIN);   // bits: sign ? b : a
-  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(sign, _mm512_castps_si512(b), _mm512_castps_si512(a), 0xca));
+  const __m512i sign = _mm512_set1_epi32(INT32_MIN);  // bits: sign ? b : a
+  return _mm512_castsi512_ps(
+      _mm512_ternarylogic_epi32(sign, _mm512_castps_si512(b), _mm512_castps_si512(a), 0xca));
 }
 
 inline I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
 inline I32 max(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
 inline I32 bit_or(I32 a, I32 b) { return _mm512_or_si512(a, b); }
 inline I32 bit_and(I32 a, I32 b) { return _mm512_and_si512(a, b); }
-template <int N> inline I32 shift_left(I32 a) { return _mm512_slli_epi32(a, N); }
+template <int N>
+inline I32 shift_left(I32 a) {
+  return _mm512_slli_epi32(a, N);
+}
 
 inline F32 to_float(I32 a) { return _mm512_cvtepi32_ps(a); }
 inline I32 round(F32 a) { return _mm512_cvtps_epi32(a); }
 inline F32 as_float(I32 a) { return _mm512_castsi512_ps(a); }
 inline I32 as_int(F32 a) { return _mm512_castps_si512(a); }
+
+constexpr bool kNanRoundsLow = true;
+
+inline I32 pack_bytes(I32 q0, I32 q1, I32 q2, I32 q3, I32 zero_point) {
+  const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(q0, q1), zero_point);
+  const __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(q2, q3), zero_point);
+  const __m512i order =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  return _mm512_shuffle_epi8(_mm512_packus_epi16(a, b), order);
+}
 
 inline void transpose(I32 r[kLanes]) {
   __m512i t[16], u[16];
@@ -70,8 +86,10 @@ inline void transpose(I32 r[kLanes]) {
   }
   // u[4 i + c] holds, in its 128-bit quarter q, rows 4 i .. 4 i + 3 of column 4 q + c.
   for (int c = 0; c < 4; ++c) {
-    const __m512i a = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88), b = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
-    const __m512i d = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd), e = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
+    const __m512i a = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88),
+                  b = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
+    const __m512i d = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd),
+                  e = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
     r[c] = _mm512_shuffle_i32x4(a, b, 0x88);
     r[8 + c] = _mm512_shuffle_i32x4(a, b, 0xdd);
     r[4 + c] = _mm512_shuffle_i32x4(d, e, 0x88);

@@ -6,6 +6,9 @@ namespace obert {
 
 extern const Kernels kPortableKernels;
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvxVnniKernels;
 extern const Kernels kAvx512VnniKernels;
+extern const Kernels kNeonDotKernels;
+extern const Kernels kNeonI8mmKernels;
 
 }  // namespace obert

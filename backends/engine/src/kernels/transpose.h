@@ -30,7 +30,8 @@ inline void export_dwords(const int32_t* panel, int rows, int columns, char* to,
     for (int c = 0; c < columns; c += kLanes) {
       const int width = columns - c < kLanes ? columns - c : kLanes;
       I32 square[kLanes];
-      for (int i = 0; i < kLanes; ++i) square[i] = i < width ? load(panel + static_cast<size_t>(c + i) * kPanel + t) : set(0);
+      for (int i = 0; i < kLanes; ++i)
+        square[i] = i < width ? load(panel + static_cast<size_t>(c + i) * kPanel + t) : set(0);
       transpose(square);
       for (int i = 0; i < count; ++i) {
         int32_t* row = reinterpret_cast<int32_t*>(to + static_cast<size_t>(t + i) * stride) + c;
@@ -42,16 +43,20 @@ inline void export_dwords(const int32_t* panel, int rows, int columns, char* to,
 }
 
 void import_float(const float* rows, size_t stride, int tokens, int features, float* panel) {
-  import_dwords(reinterpret_cast<const char*>(rows), stride * sizeof(float), tokens, features, reinterpret_cast<int32_t*>(panel));
+  import_dwords(reinterpret_cast<const char*>(rows), stride * sizeof(float), tokens, features,
+                reinterpret_cast<int32_t*>(panel));
 }
 
 void export_float(const float* panel, int tokens, int features, float* rows, size_t stride) {
-  export_dwords(reinterpret_cast<const int32_t*>(panel), tokens, features, reinterpret_cast<char*>(rows), stride * sizeof(float));
+  export_dwords(reinterpret_cast<const int32_t*>(panel), tokens, features, reinterpret_cast<char*>(rows),
+                stride * sizeof(float));
 }
 
-void import_uint8(const uint8_t* rows, size_t stride, int tokens, int features, uint8_t zero_point, uint8_t* panel) {
+void import_uint8(const uint8_t* rows, size_t stride, int tokens, int features, uint8_t zero_point,
+                  uint8_t* panel) {
   const int whole = features / kBlock;
-  import_dwords(reinterpret_cast<const char*>(rows), stride, tokens, whole, reinterpret_cast<int32_t*>(panel));
+  import_dwords(reinterpret_cast<const char*>(rows), stride, tokens, whole,
+                reinterpret_cast<int32_t*>(panel));
   if (features % kBlock == 0) return;
   const int padded = (tokens + kGroup - 1) / kGroup * kGroup;
   for (int t = 0; t < padded; ++t) {
@@ -65,10 +70,12 @@ void import_uint8(const uint8_t* rows, size_t stride, int tokens, int features, 
 
 void export_uint8(const uint8_t* panel, int tokens, int features, uint8_t* rows, size_t stride) {
   const int whole = features / kBlock;
-  export_dwords(reinterpret_cast<const int32_t*>(panel), tokens, whole, reinterpret_cast<char*>(rows), stride);
+  export_dwords(reinterpret_cast<const int32_t*>(panel), tokens, whole, reinterpret_cast<char*>(rows),
+                stride);
   for (int f = whole * kBlock; f < features; ++f)
     for (int t = 0; t < tokens; ++t)
-      rows[static_cast<size_t>(t) * stride + f] = panel[(static_cast<size_t>(whole) * kPanel + t) * kBlock + f % kBlock];
+      rows[static_cast<size_t>(t) * stride + f] =
+          panel[(static_cast<size_t>(whole) * kPanel + t) * kBlock + f % kBlock];
 }
 
 }  // namespace

@@ -413,7 +413,8 @@ class Preparation {
 
   Run prepare() {
     find_tokens();
-    for (size_t i = 0; i < p_.steps.size(); ++i) {
+    bool none = run_.batch == 0 || run_.length == 0;
+    for (size_t i = 0; i < p_.steps.size() && !none; ++i) {
       if (p_.steps[i].kind == StepKind::kImport) fit(i);
       if (p_.steps[i].kind == StepKind::kRows) check_rows(p_.steps[i]);
       for (int m : {0, 1})
@@ -468,9 +469,9 @@ class Preparation {
     if (!found) throw std::runtime_error("the part reads no tokens");
     if (p_.sequence_rank == 3 && run_.leading.size() != 2)
       throw std::runtime_error("attention was expected on [batch, sequence, features], found tokens of shape " + text(run_.leading));
-    run_.batch = run_.leading.size() == 2 ? static_cast<size_t>(run_.leading[0]) : 1;
-    size_t tokens = count(run_.leading, run_.leading.size());
-    run_.length = run_.batch == 0 ? 0 : tokens / run_.batch;
+    bool sequences = run_.leading.size() == 2;
+    run_.batch = sequences ? static_cast<size_t>(run_.leading[0]) : 1;
+    run_.length = sequences ? static_cast<size_t>(run_.leading[1]) : count(run_.leading, run_.leading.size());
   }
 
   // An input with fewer batches than the others is repeated.

@@ -128,12 +128,20 @@ class Reference {
     if (n.op == "Relu") return each(in(0), [](double x) { return x > 0 ? x : 0 * x; });
     if (n.op == "Tanh") return each(in(0), [](double x) { return std::tanh(x); });
     if (n.op == "Sigmoid") return each(in(0), [](double x) { return 1 / (1 + std::exp(-x)); });
+    if (n.op == "IsNaN") return each(in(0), [](double x) { return std::isnan(x) ? 1. : 0.; });
+    if (n.op == "Where") return where(in(0), in(1).data[0], in(2));
     if (n.op == "Transpose") return transpose(in(0), n.int_lists.at("perm"));
     if (n.op == "Identity") return in(0);
     if (n.op == "Reshape") return reshape(in(0), in(1));
     if (n.op == "Softmax") return softmax(in(0));
     if (n.op == "LayerNormalization") return layer_norm(n);
     throw std::runtime_error("reference: op " + n.op);
+  }
+
+  static Array where(const Array& condition, double x, Array y) {
+    for (size_t i = 0; i < y.data.size(); ++i)
+      if (condition.data[i] != 0) y.data[i] = x;
+    return y;
   }
 
   Array quantisation(const Node& n) {

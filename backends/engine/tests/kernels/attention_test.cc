@@ -1,5 +1,5 @@
-// Attention against sums in double. Bound for y: 2e-5 * (largest |v| + |y|), which leaves room for
-// scores up to about 50 rounded in float.
+// Attention against sums in double. Bound for y in floats: 2e-5 * (largest |v| + |y|), which leaves
+// room for scores up to about 50 rounded in float. Quantised alone: the bound of attention_numbers.h.
 #include <algorithm>
 
 #include "cases.h"
@@ -15,20 +15,23 @@ struct Case {
   int length, head_dim;
   size_t first;
   Mask mask;
-  float masked;          // what masked keys get
-  bool all_masked;       // a query (or all) with every key masked
-  float spread;          // deviation of q and k
+  float masked;     // what masked keys get
+  bool all_masked;  // a query (or all) with every key masked
+  float spread;     // deviation of q and k
 };
 
-size_t at(size_t token, int width, int column) { return (token / kPanel * static_cast<size_t>(width) + column) * kPanel + token % kPanel; }
+size_t at(size_t token, int width, int column) {
+  return (token / kPanel * static_cast<size_t>(width) + column) * kPanel + token % kPanel;
+}
 
 void check_case(const Case& c, const std::vector<const Kernels*>& tables, int poison = 0) {
   Random random(static_cast<uint32_t>(c.length * 31 + c.head_dim) + static_cast<uint32_t>(c.first));
   const size_t tokens = c.first + static_cast<size_t>(c.length), panels = panels_of(tokens);
   const int columns = 8, width = c.head_dim + columns + 3, out_width = (c.head_dim + columns + 4 + 3) / 4 * 4;
   Buffer<float> q(panels * panel_floats(width)), k(q.size()), v(q.size());
-  for (size_t i = 0; i < q.size(); ++i) q[i] = random.normal(c.spread), k[i] = random.normal(c.spread), v[i] = random.normal();
-  for (size_t t = 0; t < panels * kPanel; ++t)       // strangers must not be read
+  for (size_t i = 0; i < q.size(); ++i)
+    q[i] = random.normal(c.spread), k[i] = random.normal(c.spread), v[i] = random.normal();
+  for (size_t t = 0; t < panels * kPanel; ++t)  // strangers must not be read
     if (t < c.first || t >= tokens)
       for (int f = 0; f < width; ++f) q[at(t, width, f)] = k[at(t, width, f)] = v[at(t, width, f)] = NAN;
   if (poison == 1) q[at(c.first + c.length / 2, width, 2 + c.head_dim / 2)] = NAN;
@@ -40,7 +43,8 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
   if (c.all_masked)
     for (int i = 0; i < c.length; ++i) mask[i] = c.masked;
   else
-    for (int i = 0; i < (stride ? c.length : 1); ++i) mask[i * stride + static_cast<size_t>(i) % static_cast<size_t>(c.length)] = 0.f;
+    for (int i = 0; i < (stride ? c.length : 1); ++i)
+      mask[i * stride + static_cast<size_t>(i) % static_cast<size_t>(c.length)] = 0.f;
 
   Attention a;
   a.head_dim = c.head_dim;
@@ -57,14 +61,21 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
   a.inverse_scale = 40.f;
   a.zero_point = 128;
 
+  double longest_q = 0, longest_k = 0;
   std::vector<double> expected(static_cast<size_t>(c.length) * c.head_dim);
   double largest = 0;
   for (int i = 0; i < c.length; ++i) {
     std::vector<double> p(static_cast<size_t>(c.length));
-    double top = -INFINITY, total = 0;
+    double top = -INFINITY, total = 0, qq = 0, kk = 0;
+    for (int d = 0; d < c.head_dim; ++d) {
+      qq += std::pow(q[at(c.first + i, width, 2 + d)], 2);
+      kk += std::pow(k[at(c.first + i, width, 3 + d)], 2);
+    }
+    longest_q = std::fmax(longest_q, std::sqrt(qq)), longest_k = std::fmax(longest_k, std::sqrt(kk));
     for (int j = 0; j < c.length; ++j) {
       double dot = 0;
-      for (int d = 0; d < c.head_dim; ++d) dot += static_cast<double>(q[at(c.first + i, width, 2 + d)]) * k[at(c.first + j, width, 3 + d)];
+      for (int d = 0; d < c.head_dim; ++d)
+        dot += static_cast<double>(q[at(c.first + i, width, 2 + d)]) * k[at(c.first + j, width, 3 + d)];
       p[j] = static_cast<float>(static_cast<float>(dot * a.scale) + (a.mask ? mask[i * stride + j] : 0.f));
       top = std::fmax(top, p[j]);
     }
@@ -75,7 +86,8 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
       expected[static_cast<size_t>(i) * c.head_dim + d] = sum / total;
     }
     for (int d = 0; d < c.head_dim; ++d)
-      if (!std::isnan(v[at(c.first + i, width, columns + d)])) largest = std::fmax(largest, std::fabs(v[at(c.first + i, width, columns + d)]));
+      if (!std::isnan(v[at(c.first + i, width, columns + d)]))
+        largest = std::fmax(largest, std::fabs(v[at(c.first + i, width, columns + d)]));
   }
 
   for (const Kernels* table : tables) {
@@ -85,25 +97,50 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
     a.scratch = scratch.data();
     a.out = out.data();
     a.quantized = c.head_dim % 4 == 0 ? quantized.data() : nullptr;
-    for (int begin = 0; begin < c.length; begin += 48) {
-      a.query_begin = begin;
-      a.query_end = std::min(c.length, begin + 48);
-      table->attention(a);
-    }
+    const auto run = [&] {
+      for (int begin = 0; begin < c.length; begin += 48) {
+        a.query_begin = begin;
+        a.query_end = std::min(c.length, begin + 48);
+        table->attention(a);
+      }
+    };
+    run();
     for (size_t t = 0; t < panels * kPanel; ++t)
       for (int f = 0; f < out_width; ++f) {
         const float got = out[at(t, out_width, f)];
-        const int byte = quantized[(t / kPanel * out_width / 4 + f / 4) * size_t{kPanel} * 4 + t % kPanel * 4 + f % 4];
+        const int byte =
+            quantized[(t / kPanel * out_width / 4 + f / 4) * size_t{kPanel} * 4 + t % kPanel * 4 + f % 4];
         if (t < c.first || t >= tokens || f < 4 || f >= 4 + c.head_dim) {
           CHECK(got == 77.f && byte == 99, "%s wrote token %zu feature %d", table->name, t, f);
           continue;
         }
         const double y = expected[(t - c.first) * c.head_dim + f - 4];
         const double bound = 2e-5 * (largest + std::fabs(y));
-        if (!CHECK(check::near(y, got, bound), "%s length %d head %d first %zu poison %d: token %zu feature %d: %.8g, got %.8g", table->name, c.length, c.head_dim, c.first, poison, t, f, y, got)) return;
+        if (!CHECK(check::near(y, got, bound),
+                   "%s length %d head %d first %zu poison %d: token %zu feature %d: %.8g, got %.8g",
+                   table->name, c.length, c.head_dim, c.first, poison, t, f, y, got))
+          return;
         if (!a.quantized) continue;
         if (std::isnan(y)) CHECK(byte == 0, "%s NaN quantised to %d", table->name, byte);
-        else CHECK(std::fabs(std::fmin(std::fmax(y * 40 + 128, 0), 255) - byte) <= .5 + 40 * bound + 1e-4, "%s quantised %g, got %d", table->name, y * 40 + 128, byte);
+        else
+          CHECK(std::fabs(std::fmin(std::fmax(y * 40 + 128, 0), 255) - byte) <= .5 + 40 * bound + 1e-4,
+                "%s quantised %g, got %d", table->name, y * 40 + 128, byte);
+      }
+    if (!a.quantized) continue;
+    a.out = nullptr;
+    run();
+    const double d = a.scale * longest_q * longest_k * std::sqrt(c.head_dim) / 32700;
+    const double bound = largest * (2 * (std::exp(2 * d) - 1) + c.length / 32767. + 1 / 16383. + 4e-5);
+    for (size_t t = c.first; t < tokens; ++t)
+      for (int f = 4; f < 4 + c.head_dim; ++f) {
+        const double y = expected[(t - c.first) * c.head_dim + f - 4];
+        const int byte =
+            quantized[(t / kPanel * out_width / 4 + f / 4) * size_t{kPanel} * 4 + t % kPanel * 4 + f % 4];
+        if (std::isnan(y)) CHECK(byte == 0, "%s NaN quantised to %d", table->name, byte);
+        else if (!CHECK(std::fabs(std::fmin(std::fmax(y * 40 + 128, 0), 255) - byte) <= .5 + 40 * bound,
+                        "%s length %d head %d first %zu, quantised alone: %g, got %d", table->name, c.length,
+                        c.head_dim, c.first, y * 40 + 128, byte))
+          return;
       }
   }
 }
@@ -117,11 +154,15 @@ int main() {
     for (int head_dim : {1, 3, 12, 16, 32, 64, 80})
       for (size_t first : {size_t{0}, size_t{5}, size_t{63}, size_t{130}}) {
         const int pick = (length + head_dim) % 3;
-        check_case({length, head_dim, first, static_cast<Mask>(pick), first % 2 ? -INFINITY : -3.4028235e38f, false, 1.f}, tables);
+        check_case({length, head_dim, first, static_cast<Mask>(pick), first % 2 ? -INFINITY : -3.4028235e38f,
+                    false, 1.f},
+                   tables);
       }
   for (Mask mask : {Mask::kRow, Mask::kEach})
-    for (float masked : {-3.4028235e38f, -INFINITY, -10000.f}) check_case({37, 16, 5, mask, masked, true, 1.f}, tables);
-  for (float spread : {1e-20f, 1e-3f, 3.f}) check_case({128, 64, 64, Mask::kNone, 0.f, false, spread}, tables);
+    for (float masked : {-3.4028235e38f, -INFINITY, -10000.f})
+      check_case({37, 16, 5, mask, masked, true, 1.f}, tables);
+  for (float spread : {1e-20f, 1e-3f, 3.f})
+    check_case({128, 64, 64, Mask::kNone, 0.f, false, spread}, tables);
   for (int poison : {1, 2, 3}) check_case({64, 64, 5, Mask::kNone, 0.f, false, 1.f}, tables, poison);
   return check::report("attention");
 }

@@ -14,16 +14,24 @@ namespace obert {
 struct Random {
   std::mt19937 engine;
   explicit Random(uint32_t seed) : engine(seed) {}
-  int integer(int low, int high) { return low + static_cast<int>(engine() % static_cast<uint32_t>(high - low + 1)); }
-  float real(float low, float high) { return low + (high - low) * (static_cast<float>(engine() >> 8) * 0x1p-24f); }
+  int integer(int low, int high) {
+    return low + static_cast<int>(engine() % static_cast<uint32_t>(high - low + 1));
+  }
+  float real(float low, float high) {
+    return low + (high - low) * (static_cast<float>(engine() >> 8) * 0x1p-24f);
+  }
   float normal(float scale = 1.f) { return std::normal_distribution<float>(0.f, scale)(engine); }
   bool chance(double p) { return engine() < p * 4294967296.; }
 };
 
 // Exactly `count` elements, aligned to 64 bytes; filled with a value that shows when it is read.
-template <class T> class Buffer {
+template <class T>
+class Buffer {
  public:
-  explicit Buffer(size_t count, T fill = T()) : count_(count), data_(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64 + 64))) {
+  explicit Buffer(size_t count, T fill = T()) : count_(count), data_(nullptr) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 64, count * sizeof(T) + !count)) std::abort();
+    data_ = static_cast<T*>(memory);
     for (size_t i = 0; i < count; ++i) data_[i] = fill;
   }
   ~Buffer() { std::free(data_); }
@@ -50,12 +58,14 @@ inline std::vector<const Kernels*> tables_under_test() {
 }
 
 // [rows][inputs] with whole 4-blocks kept at `density`; `low` and `high` bound the kept values.
-inline std::vector<int16_t> random_weights(Random& random, int rows, int inputs, double density, int low, int high) {
+inline std::vector<int16_t> random_weights(Random& random, int rows, int inputs, double density, int low,
+                                           int high) {
   std::vector<int16_t> w(static_cast<size_t>(rows) * inputs);
   for (int r = 0; r < rows; ++r)
     for (int b = 0; b < inputs; b += kBlock) {
       if (!random.chance(density)) continue;
-      for (int i = b; i < std::min(inputs, b + kBlock); ++i) w[static_cast<size_t>(r) * inputs + i] = static_cast<int16_t>(random.integer(low, high));
+      for (int i = b; i < std::min(inputs, b + kBlock); ++i)
+        w[static_cast<size_t>(r) * inputs + i] = static_cast<int16_t>(random.integer(low, high));
     }
   return w;
 }

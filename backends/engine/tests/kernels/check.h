@@ -15,7 +15,8 @@ inline long& checks() {
   return count;
 }
 
-inline bool that(bool ok, const char* file, int line, const char* format, ...) __attribute__((format(printf, 4, 5)));
+inline bool that(bool ok, const char* file, int line, const char* format, ...)
+    __attribute__((format(printf, 4, 5)));
 inline bool that(bool ok, const char* file, int line, const char* format, ...) {
   ++checks();
   if (ok) return true;

@@ -10,17 +10,24 @@ namespace {
 
 double exact(Activation a, double x) {
   switch (a) {
-    case Activation::kNone: return x;
-    case Activation::kRelu: return x < 0 ? 0 : x;
-    case Activation::kGeluErf: return x * .5 * std::erfc(-x * std::sqrt(.5));
-    case Activation::kGeluTanh: return x / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x + .044715 * x * x * x)));
-    case Activation::kSilu: return x / (1 + std::exp(-x));
-    case Activation::kTanh: return std::tanh(x);
+    case Activation::kNone:
+      return x;
+    case Activation::kRelu:
+      return x < 0 ? 0 : x;
+    case Activation::kGeluErf:
+      return x * .5 * std::erfc(-x * std::sqrt(.5));
+    case Activation::kGeluTanh:
+      return x / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x + .044715 * x * x * x)));
+    case Activation::kSilu:
+      return x / (1 + std::exp(-x));
+    case Activation::kTanh:
+      return std::tanh(x);
   }
   return x;
 }
 
-const Activation kActivations[] = {Activation::kNone, Activation::kRelu, Activation::kGeluErf, Activation::kGeluTanh, Activation::kSilu, Activation::kTanh};
+const Activation kActivations[] = {Activation::kNone,     Activation::kRelu, Activation::kGeluErf,
+                                   Activation::kGeluTanh, Activation::kSilu, Activation::kTanh};
 
 struct Case {
   int rows, begin, groups;
@@ -29,7 +36,8 @@ struct Case {
   float step;
 };
 
-template <class T> void check_case(const Case& c, const std::vector<const Kernels*>& tables) {
+template <class T>
+void check_case(const Case& c, const std::vector<const Kernels*>& tables) {
   Random random(static_cast<uint32_t>(c.rows * 7 + c.groups));
   const size_t rows = static_cast<size_t>(c.rows);
   Buffer<T> acc((rows - static_cast<size_t>(c.begin)) * kPanel);
@@ -50,7 +58,8 @@ template <class T> void check_case(const Case& c, const std::vector<const Kernel
     Buffer<uint8_t> quantized(panel_bytes(rows), 99);
     e.out = c.out ? out.data() : nullptr;
     e.quantized = c.quantized ? quantized.data() : nullptr;
-    if constexpr (sizeof(T) == 4 && static_cast<T>(.5) == 0) k->finish_int8(e, reinterpret_cast<const int32_t*>(acc.data()), c.groups, c.begin, c.rows);
+    if constexpr (sizeof(T) == 4 && static_cast<T>(.5) == 0)
+      k->finish_int8(e, reinterpret_cast<const int32_t*>(acc.data()), c.groups, c.begin, c.rows);
     else k->finish_float(e, reinterpret_cast<const float*>(acc.data()), c.groups, c.begin, c.rows);
     for (int r = 0; r < (c.rows + 3) / 4 * 4; ++r)
       for (int t = 0; t < kPanel; ++t) {
@@ -65,21 +74,27 @@ template <class T> void check_case(const Case& c, const std::vector<const Kernel
           if (c.quantized) CHECK(q == 7, "%s padding row %d token %d: %d", k->name, r, t, q);
           continue;
         }
-        const float x = std::fma(static_cast<float>(acc[static_cast<size_t>(r - c.begin) * kPanel + t]), scale[static_cast<size_t>(r)], e.bias ? bias[static_cast<size_t>(r)] : 0.f);
+        const float x = std::fma(static_cast<float>(acc[static_cast<size_t>(r - c.begin) * kPanel + t]),
+                                 scale[static_cast<size_t>(r)], e.bias ? bias[static_cast<size_t>(r)] : 0.f);
         double y = exact(c.activation, x), bound = 1.5e-6 * (1 + std::fabs(y));
         if (c.residual) y += residual[at];
         if (c.factor) y *= factor[at], bound *= 1 + std::fabs(factor[at]);
-        if (c.out) CHECK(check::near(y, out[at], bound), "%s activation %d row %d token %d x %g: %.9g, got %.9g", k->name, static_cast<int>(c.activation), r, t, x, y, out[at]);
+        if (c.out)
+          CHECK(check::near(y, out[at], bound), "%s activation %d row %d token %d x %g: %.9g, got %.9g",
+                k->name, static_cast<int>(c.activation), r, t, x, y, out[at]);
         if (!c.quantized) continue;
         const double steps = std::fmin(std::fmax(y / c.step + 7, 0), 255);
-        CHECK(std::fabs(steps - q) <= .5 + .02 + bound / c.step, "%s activation %d row %d token %d: %g steps, got %d", k->name, static_cast<int>(c.activation), r, t, steps, q);
+        CHECK(std::fabs(steps - q) <= .5 + .02 + bound / c.step,
+              "%s activation %d row %d token %d: %g steps, got %d", k->name, static_cast<int>(c.activation),
+              r, t, steps, q);
       }
   }
 }
 
 // Values that need care, one per lane: limits of the clamps, infinities, NaN, denormals.
 void check_specials(const std::vector<const Kernels*>& tables) {
-  const float specials[] = {NAN, INFINITY, -INFINITY, 0.f, -0.f, 1e-40f, -1e-40f, 3.4e38f, -3.4e38f, 1e10f, -1e10f, 5.2f, -5.2f, 90.f, -90.f, 1e-3f};
+  const float specials[] = {NAN,      INFINITY, -INFINITY, 0.f,  -0.f,  1e-40f, -1e-40f, 3.4e38f,
+                            -3.4e38f, 1e10f,    -1e10f,    5.2f, -5.2f, 90.f,   -90.f,   1e-3f};
   Buffer<float> acc(4 * kPanel);
   for (int i = 0; i < 4 * kPanel; ++i) acc[static_cast<size_t>(i)] = specials[i % 16];
   for (const Kernels* k : tables)
@@ -95,11 +110,16 @@ void check_specials(const std::vector<const Kernels*>& tables) {
       for (int t = 0; t < 16; ++t) {
         const float x = specials[t];
         double y = exact(a, x);
-        if (std::isinf(x) && x < 0 && std::isnan(y)) continue;   // -inf * 0: NaN or 0, both are right
+        if (std::isinf(x) && x < 0 && std::isnan(y)) continue;  // -inf * 0: NaN or 0, both are right
         if (y < -3.4028235e38) y = -INFINITY;
-        CHECK(check::near(y, out[static_cast<size_t>(t)], 2e-6 * (1 + std::fabs(y))), "%s activation %d of %g: %g, got %g", k->name, static_cast<int>(a), x, y, out[static_cast<size_t>(t)]);
-        const int want = std::isnan(y) ? 0 : static_cast<int>(std::nearbyint(std::fmin(std::fmax(y, -3), 252))) + 3;
-        CHECK(std::abs(want - quantized[static_cast<size_t>(t) * 4]) <= 0 || std::fabs(y) < 1e3, "%s activation %d of %g: %d, got %d", k->name, static_cast<int>(a), x, want, quantized[static_cast<size_t>(t) * 4]);
+        CHECK(check::near(y, out[static_cast<size_t>(t)], 2e-6 * (1 + std::fabs(y))),
+              "%s activation %d of %g: %g, got %g", k->name, static_cast<int>(a), x, y,
+              out[static_cast<size_t>(t)]);
+        const int want =
+            std::isnan(y) ? 0 : static_cast<int>(std::nearbyint(std::fmin(std::fmax(y, -3), 252))) + 3;
+        CHECK(std::abs(want - quantized[static_cast<size_t>(t) * 4]) <= 0 || std::fabs(y) < 1e3,
+              "%s activation %d of %g: %d, got %d", k->name, static_cast<int>(a), x, want,
+              quantized[static_cast<size_t>(t) * 4]);
       }
     }
 }
@@ -107,7 +127,8 @@ void check_specials(const std::vector<const Kernels*>& tables) {
 // Every activation over a fine grid.
 void check_grid(const std::vector<const Kernels*>& tables) {
   Buffer<float> acc(64 * kPanel);
-  for (size_t i = 0; i < acc.size(); ++i) acc[i] = -16.f + 32.f * static_cast<float>(i) / static_cast<float>(acc.size());
+  for (size_t i = 0; i < acc.size(); ++i)
+    acc[i] = -16.f + 32.f * static_cast<float>(i) / static_cast<float>(acc.size());
   for (const Kernels* k : tables)
     for (Activation a : kActivations) {
       Buffer<float> out(acc.size());
@@ -117,7 +138,8 @@ void check_grid(const std::vector<const Kernels*>& tables) {
       k->finish_float(e, acc.data(), 4, 0, 64);
       for (size_t i = 0; i < acc.size(); ++i) {
         const double y = exact(a, acc[i]);
-        CHECK(check::near(y, out[i], 1e-6 * std::fmax(1, std::fabs(y))), "%s activation %d of %.9g: %.9g, got %.9g", k->name, static_cast<int>(a), acc[i], y, out[i]);
+        CHECK(check::near(y, out[i], 1e-6 * std::fmax(1, std::fabs(y))),
+              "%s activation %d of %.9g: %.9g, got %.9g", k->name, static_cast<int>(a), acc[i], y, out[i]);
       }
     }
 }
@@ -132,7 +154,15 @@ int main() {
       for (int groups = 1; groups <= 4; ++groups)
         for (int flags = 1; flags < 16; ++flags) {
           if (!(flags & 3)) continue;
-          const Case c{rows, rows > 4 ? 4 : 0, groups, a, (flags & 4) != 0, (flags & 8) != 0, (flags & 1) != 0, (flags & 2) != 0, rows % 2 ? .03f : .0009f};
+          const Case c{rows,
+                       rows > 4 ? 4 : 0,
+                       groups,
+                       a,
+                       (flags & 4) != 0,
+                       (flags & 8) != 0,
+                       (flags & 1) != 0,
+                       (flags & 2) != 0,
+                       rows % 2 ? .03f : .0009f};
           check_case<int32_t>(c, tables);
           check_case<float>(c, tables);
         }

@@ -7,7 +7,8 @@ using namespace obert;
 
 namespace {
 
-void check_case(int features, int groups, bool residual, bool special, const std::vector<const Kernels*>& tables) {
+void check_case(int features, int groups, bool residual, bool special,
+                const std::vector<const Kernels*>& tables) {
   Random random(static_cast<uint32_t>(features + groups));
   const size_t n = static_cast<size_t>(features);
   Buffer<float> x(n * kPanel), r(n * kPanel), gamma(n), beta(n);
@@ -30,7 +31,9 @@ void check_case(int features, int groups, bool residual, bool special, const std
     l.zero_point = 120;
     k->layer_norm(l, groups);
     for (int t = 0; t < kPanel; ++t) {
-      const auto value = [&](size_t f) { return static_cast<double>(x[f * kPanel + t]) + (residual ? r[f * kPanel + t] : 0.f); };
+      const auto value = [&](size_t f) {
+        return static_cast<double>(x[f * kPanel + t]) + (residual ? r[f * kPanel + t] : 0.f);
+      };
       double mean = 0, variance = 0;
       for (size_t f = 0; f < n; ++f) mean += value(f) / features;
       for (size_t f = 0; f < n; ++f) variance += (value(f) - mean) * (value(f) - mean) / features;
@@ -46,11 +49,16 @@ void check_case(int features, int groups, bool residual, bool special, const std
           continue;
         }
         const double normal = (value(f) - mean) / deviation, y = normal * gamma[f] + (l.beta ? beta[f] : 0.f);
-        const double bound = 4e-6 * (1 + std::fabs(gamma[f])) * (1 + std::fabs(normal)) + 1e-6 * std::fabs(beta[f]) + 2e-7 * std::fabs(gamma[f]) * (1 + std::fabs(normal)) * 10 / deviation;
-        if (features == 1) continue;       // 0 / sqrt(epsilon): rounding of x is all there is
-        CHECK(check::near(y, out[f * kPanel + t], bound), "%s %d features, token %d feature %zu: %g, got %g", k->name, features, t, f, y, out[f * kPanel + t]);
+        const double bound = 4e-6 * (1 + std::fabs(gamma[f])) * (1 + std::fabs(normal)) +
+                             1e-6 * std::fabs(beta[f]) +
+                             2e-7 * std::fabs(gamma[f]) * (1 + std::fabs(normal)) * 10 / deviation;
+        if (features == 1) continue;  // 0 / sqrt(epsilon): rounding of x is all there is
+        CHECK(check::near(y, out[f * kPanel + t], bound), "%s %d features, token %d feature %zu: %g, got %g",
+              k->name, features, t, f, y, out[f * kPanel + t]);
         if (std::isnan(y)) CHECK(q == 0, "%s NaN quantised to %d", k->name, q);
-        else CHECK(std::fabs(std::fmin(std::fmax(y * 30 + 120, 0), 255) - q) <= .5 + 30 * bound + 1e-4, "%s quantised %g, got %d", k->name, y * 30 + 120, q);
+        else
+          CHECK(std::fabs(std::fmin(std::fmax(y * 30 + 120, 0), 255) - q) <= .5 + 30 * bound + 1e-4,
+                "%s quantised %g, got %d", k->name, y * 30 + 120, q);
       }
     }
   }

@@ -10,13 +10,15 @@ enum class Values { kRandom, kAsymmetric, kExtreme };
 
 void check_int8(int rows, int inputs, int groups, double density, Values values) {
   Random random(static_cast<uint32_t>(rows * 1009 + inputs * 31 + groups));
-  const int low = values == Values::kAsymmetric ? -255 : -128, high = values == Values::kAsymmetric ? 255 : 127;
+  const int low = values == Values::kAsymmetric ? -255 : -128,
+            high = values == Values::kAsymmetric ? 255 : 127;
   std::vector<int16_t> w = random_weights(random, rows, inputs, density, low, high);
   if (values == Values::kExtreme)
     for (int16_t& v : w)
       if (v) v = random.chance(.5) ? 127 : -128;
   Buffer<uint8_t> x(panel_bytes(static_cast<size_t>(inputs)));
-  for (size_t i = 0; i < x.size(); ++i) x[i] = values == Values::kExtreme ? 255 : static_cast<uint8_t>(random.integer(0, 255));
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = values == Values::kExtreme ? 255 : static_cast<uint8_t>(random.integer(0, 255));
   const Packing packing{groups % 2 ? 96 : 5, groups % 2 ? 192 : 7, inputs % 3 != 0};
   const SparseInt8Storage packed = pack_sparse_int8(w.data(), rows, inputs, packing);
   const SparseInt8 view = packed.view();
@@ -26,8 +28,11 @@ void check_int8(int rows, int inputs, int groups, double density, Values values)
   for (int r = 0; r < rows; ++r)
     for (int t = 0; t < groups * kGroup; ++t) {
       long sum = 0;
-      for (int i = 0; i < inputs; ++i) sum += static_cast<long>(w[static_cast<size_t>(r) * inputs + i]) * x[(static_cast<size_t>(i / 4) * kPanel + t) * 4 + i % 4];
-      CHECK(sum == expected[static_cast<size_t>(r) * kPanel + t], "portable row %d token %d: %ld, got %d", r, t, sum, expected[static_cast<size_t>(r) * kPanel + t]);
+      for (int i = 0; i < inputs; ++i)
+        sum += static_cast<long>(w[static_cast<size_t>(r) * inputs + i]) *
+               x[(static_cast<size_t>(i / 4) * kPanel + t) * 4 + i % 4];
+      CHECK(sum == expected[static_cast<size_t>(r) * kPanel + t], "portable row %d token %d: %ld, got %d", r,
+            t, sum, expected[static_cast<size_t>(r) * kPanel + t]);
     }
 
   for (const Kernels* k : tables_under_test()) {
@@ -36,8 +41,11 @@ void check_int8(int rows, int inputs, int groups, double density, Values values)
       k->multiply_int8(view, x.data(), groups, begin, rows, acc.data());
       for (int r = begin; r < rows; ++r)
         for (int t = 0; t < groups * kGroup; ++t) {
-          const int32_t want = expected[static_cast<size_t>(r) * kPanel + t], got = acc[static_cast<size_t>(r - begin) * kPanel + t];
-          if (!CHECK(want == got, "%s %d x %d, %d groups, row %d token %d: %d, got %d", k->name, rows, inputs, groups, r, t, want, got)) return;
+          const int32_t want = expected[static_cast<size_t>(r) * kPanel + t],
+                        got = acc[static_cast<size_t>(r - begin) * kPanel + t];
+          if (!CHECK(want == got, "%s %d x %d, %d groups, row %d token %d: %d, got %d", k->name, rows, inputs,
+                     groups, r, t, want, got))
+            return;
         }
     }
   }
@@ -62,14 +70,16 @@ void check_float(int rows, int inputs, int groups, double density, bool special)
         double sum = 0, magnitude = 0;
         for (int i = 0; i < inputs; ++i) {
           const float weight = w[static_cast<size_t>(r) * inputs + i];
-          if (weight == 0) continue;     // dropped, even where 0 * NaN would show
+          if (weight == 0) continue;  // dropped, even where 0 * NaN would show
           const double product = static_cast<double>(weight) * x[static_cast<size_t>(i) * kPanel + t];
           sum += product;
           magnitude += std::fabs(product);
         }
         const size_t at = static_cast<size_t>(r) * kPanel + t;
-        CHECK(check::near(sum, oracle[at], 1e-7 * magnitude), "portable row %d token %d: %g, got %g", r, t, sum, oracle[at]);
-        CHECK(check::near(sum, acc[at], 6e-8 * (inputs + 2) * magnitude), "%s row %d token %d: %g, got %g", k->name, r, t, sum, acc[at]);
+        CHECK(check::near(sum, oracle[at], 1e-7 * magnitude), "portable row %d token %d: %g, got %g", r, t,
+              sum, oracle[at]);
+        CHECK(check::near(sum, acc[at], 6e-8 * (inputs + 2) * magnitude), "%s row %d token %d: %g, got %g",
+              k->name, r, t, sum, acc[at]);
       }
   }
 }
@@ -78,7 +88,8 @@ void check_float(int rows, int inputs, int groups, double density, bool special)
 
 int main() {
   for (int rows = 1; rows <= 9; ++rows)
-    for (int inputs = 1; inputs <= 9; ++inputs) check_int8(rows, inputs, 1 + (rows + inputs) % 4, .5, Values::kRandom);
+    for (int inputs = 1; inputs <= 9; ++inputs)
+      check_int8(rows, inputs, 1 + (rows + inputs) % 4, .5, Values::kRandom);
   for (int groups = 1; groups <= 4; ++groups)
     for (double density : {0., .1, .5, 1.})
       for (int inputs : {63, 64, 65, 383, 384, 385, 769}) {

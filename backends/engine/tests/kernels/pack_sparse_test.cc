@@ -11,10 +11,13 @@ void check_case(int rows, int inputs, double density, int low, int high) {
   const std::vector<int16_t> w = random_weights(random, rows, inputs, density, low, high);
   const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs, {96, 192, rows == 5});
   std::vector<int> sum(w.size());
-  CHECK(s.start.size() == static_cast<size_t>(s.chunks) * rows + 1 && s.start.back() == s.index.size() && s.value.size() == 4 * s.index.size(), "sizes of %d x %d", rows, inputs);
+  CHECK(s.start.size() == static_cast<size_t>(s.chunks) * rows + 1 && s.start.back() == s.index.size() &&
+            s.value.size() == 4 * s.index.size(),
+        "sizes of %d x %d", rows, inputs);
   for (int c = 0; c < s.chunks; ++c)
     for (int r = 0; r < rows; ++r)
-      for (uint32_t b = s.start[static_cast<size_t>(c) * rows + r]; b < s.start[static_cast<size_t>(c) * rows + r + 1]; ++b) {
+      for (uint32_t b = s.start[static_cast<size_t>(c) * rows + r];
+           b < s.start[static_cast<size_t>(c) * rows + r + 1]; ++b) {
         const int8_t* v = &s.value[b * size_t{4}];
         const uint32_t place = b - s.start[static_cast<size_t>(c) * rows + r];
         const bool couple = place % 2 == 0 && place < 2u * s.pairs[static_cast<size_t>(c) * rows + r];
@@ -31,7 +34,8 @@ void check_case(int rows, int inputs, double density, int low, int high) {
           else CHECK(v[i] == 0, "weight beyond the last input");
         }
       }
-  for (size_t i = 0; i < w.size(); ++i) CHECK(sum[i] == w[i], "%d x %d at %zu: %d, got %d", rows, inputs, i, w[i], sum[i]);
+  for (size_t i = 0; i < w.size(); ++i)
+    CHECK(sum[i] == w[i], "%d x %d at %zu: %d, got %d", rows, inputs, i, w[i], sum[i]);
 }
 
 }  // namespace

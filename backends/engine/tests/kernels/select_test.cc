@@ -19,7 +19,14 @@ int main() {
   CHECK(n == 2 && !std::strcmp(tables[0]->name, "avx2"), "AVX2 comes before portable");
   n = select_kernels(kIsaAvx2 | kIsaAvx512Vnni, nullptr, tables);
   CHECK(n == 3 && !std::strcmp(tables[0]->name, "avx512vnni"), "AVX-512 VNNI comes before AVX2");
+  n = select_kernels(kIsaAvx2 | kIsaAvxVnni, nullptr, tables);
+  CHECK(n == 2 || !std::strcmp(tables[0]->name, "avxvnni"), "AVX-VNNI comes before AVX2");
   CHECK(select_kernels(kIsaAvx2, "avx512vnni", tables) == 0, "a set the processor lacks is not forced on it");
+#elif defined(__aarch64__)
+  n = select_kernels(kIsaNeonDot, nullptr, tables);
+  CHECK(n == 2 && !std::strcmp(tables[0]->name, "neondot"), "dot products come before portable");
+  n = select_kernels(kIsaNeonDot | kIsaNeonI8mm, nullptr, tables);
+  CHECK(n == 2 || !std::strcmp(tables[0]->name, "neoni8mm"), "mixed dot products come first");
 #endif
   CHECK(find_kernels("portable") != nullptr && find_kernels("no such set") == nullptr, "find_kernels");
   return check::report("select");

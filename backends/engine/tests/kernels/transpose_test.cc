@@ -10,10 +10,12 @@ namespace {
 
 void check_case(int tokens, int features, size_t gap, const std::vector<const Kernels*>& tables) {
   Random random(static_cast<uint32_t>(tokens * 100 + features));
-  const size_t n = static_cast<size_t>(features), stride = n + gap, count = stride * static_cast<size_t>(tokens - 1) + n;
+  const size_t n = static_cast<size_t>(features), stride = n + gap,
+               count = stride * static_cast<size_t>(tokens - 1) + n;
   Buffer<float> rows(count);
   Buffer<uint8_t> bytes(count);
-  for (size_t i = 0; i < count; ++i) rows[i] = random.normal(), bytes[i] = static_cast<uint8_t>(random.integer(0, 255));
+  for (size_t i = 0; i < count; ++i)
+    rows[i] = random.normal(), bytes[i] = static_cast<uint8_t>(random.integer(0, 255));
   const int padded = (tokens + kGroup - 1) / kGroup * kGroup;
   for (const Kernels* k : tables) {
     Buffer<float> panel(n * kPanel, 77.f), back(count, 55.f);
@@ -21,7 +23,8 @@ void check_case(int tokens, int features, size_t gap, const std::vector<const Ke
     for (int f = 0; f < features; ++f)
       for (int t = 0; t < kPanel; ++t) {
         const float want = t < tokens ? rows[static_cast<size_t>(t) * stride + f] : t < padded ? 0.f : 77.f;
-        CHECK(panel[static_cast<size_t>(f) * kPanel + t] == want, "%s import_float %d x %d: feature %d token %d", k->name, tokens, features, f, t);
+        CHECK(panel[static_cast<size_t>(f) * kPanel + t] == want,
+              "%s import_float %d x %d: feature %d token %d", k->name, tokens, features, f, t);
       }
     k->export_float(panel.data(), tokens, features, back.data(), stride);
     Buffer<uint8_t> packed(panel_bytes(n), 77), bytes_back(count, 55);
@@ -29,7 +32,9 @@ void check_case(int tokens, int features, size_t gap, const std::vector<const Ke
     for (int f = 0; f < (features + 3) / 4 * 4; ++f)
       for (int t = 0; t < padded; ++t) {
         const int got = packed[(static_cast<size_t>(f / 4) * kPanel + t) * 4 + f % 4];
-        if (t < tokens) CHECK(got == (f < features ? bytes[static_cast<size_t>(t) * stride + f] : 9), "%s import_uint8 %d x %d: feature %d token %d: %d", k->name, tokens, features, f, t, got);
+        if (t < tokens)
+          CHECK(got == (f < features ? bytes[static_cast<size_t>(t) * stride + f] : 9),
+                "%s import_uint8 %d x %d: feature %d token %d: %d", k->name, tokens, features, f, t, got);
       }
     k->export_uint8(packed.data(), tokens, features, bytes_back.data(), stride);
     for (size_t i = 0; i < count; ++i) {

@@ -1,0 +1,149 @@
+"""``prune`` with row repair and in steps, on tiny encoders and real Fisher."""
+
+import numpy as np
+import pytest
+
+from obert_compiler import PassManager
+from obert_compiler.data.batches import Batches
+from obert_compiler.errors import UsageError
+from obert_compiler.graph.layers import prunable_sites
+from obert_compiler.passes.fisher import Fisher
+from obert_compiler.passes.prune import Prune
+from obert_compiler.pipeline.contract import Context, SilentProgress
+from obert_compiler.pipeline.registry import passes_from_text
+from obert_compiler.tasks import task_for
+
+ROWS = [
+    {"text": f"the quick brown fox jumps over {i} lazy dogs {'again ' * (i % 7)}", "label": i % 2}
+    for i in range(24)
+]
+
+
+@pytest.fixture
+def compressed(tiny_graph, tiny_folder):
+    def run(text, arch="bert", seed=0, work=None):
+        graph = tiny_graph(arch, "sequence")
+        task = task_for(graph.source)
+        data = Batches.open(ROWS, task, tiny_folder(arch, "sequence"), batch_size=5)
+        manager, progress = PassManager(text), SilentProgress()
+        pruned = manager.run(graph, data=data, task=task, seed=seed, work=work, progress=progress)
+        return graph, pruned, manager.records[-1], progress.lines
+
+    return run
+
+
+@pytest.mark.parametrize("arch", ["bert", "deberta-v3", "modernbert"])
+def test_the_mask_is_that_of_the_fisher_and_the_rest_moves(compressed, arch):
+    _, by_rows, record, _ = compressed("prune:sparsity=0.5", arch)
+    _, masked, _, _ = compressed("prune:sparsity=0.5:repair=none", arch)
+    moved = 0
+    for found, only_masked in zip(
+        prunable_sites(by_rows)[0], prunable_sites(masked)[0], strict=True
+    ):
+        np.testing.assert_array_equal(found.weight() == 0, only_masked.weight() == 0)
+        moved += not np.array_equal(found.weight(), only_masked.weight())
+    assert moved
+    assert record["report"]["repair"] == "rows"
+    assert all(site["repair_operations"] > 0 for site in record["report"]["sites"].values())
+
+
+def test_the_same_seed_gives_the_same_weights(compressed):
+    text = "prune:sparsity=0.6:samples=10:repair_samples=8:steps=0.3"
+    runs = [compressed(text, seed=seed)[1] for seed in (1, 1, 2)]
+    weights = [[s.weight() for s in prunable_sites(graph)[0]] for graph in runs]
+    assert all(np.array_equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
+
+
+def test_steps_nest_and_reach_the_target(compressed, tmp_path):
+    _, _, record, lines = compressed(
+        "fisher:samples=9,prune:sparsity=0.8:steps=0.4+0.6+0.9", work=tmp_path
+    )
+    assert record["report"]["steps"] == 3
+    assert record["report"]["groups_removed"] == record["report"]["groups"] * 8 // 10
+    assert "prune: step 3 of 3" in lines
+    # The examples of the 'fisher' that was asked for, not those of an inserted one.
+    assert not any("fewer than" in line for line in lines)
+
+
+def test_everything_can_be_removed_in_steps(compressed):
+    _, graph, record, _ = compressed("prune:sparsity=1:samples=6:steps=0.9+0.99")
+    assert not any(site.weight().any() for site in prunable_sites(graph)[0])
+    reasons = {skip["reason"] for skip in record["skips"] if "only its bias" in skip["reason"]}
+    assert len(reasons) == 1
+
+
+def test_a_weight_with_several_uses_keeps_its_fisher_repair(compressed):
+    _, _, record, _ = compressed("prune:sparsity=0.5", "albert")
+    reasons = {skip["reason"] for skip in record["skips"] if "several times" in skip["reason"]}
+    assert reasons == {
+        "its weight is used several times, and repair=rows knows one input; repair=fisher instead"
+    }
+
+
+@pytest.mark.parametrize(("option", "span", "kept"), [("block=1", 1, None), ("nm=2of4", 4, 2)])
+def test_single_weights_and_n_of_m_go_through_the_same_solver(compressed, option, span, kept):
+    _, graph, record, _ = compressed(f"prune:{option}")
+    assert record["report"]["sparsity"] == 0.5
+    for site in prunable_sites(graph)[0]:
+        if kept is not None:
+            assert (np.count_nonzero(site.weight().reshape(-1, span), axis=1) <= kept).all()
+        assert record["report"]["sites"][site.name]["repair_operations"] > 0
+
+
+def test_magnitude_can_be_repaired_by_rows(compressed):
+    _, repaired, _, _ = compressed("prune:sparsity=0.5:method=magnitude:repair=rows")
+    _, masked, _, _ = compressed("prune:sparsity=0.5:method=magnitude")
+    for a, b in zip(prunable_sites(repaired)[0], prunable_sites(masked)[0], strict=True):
+        np.testing.assert_array_equal(a.weight() == 0, b.weight() == 0)
+        assert not np.array_equal(a.weight(), b.weight())
+
+
+def test_each_step_is_the_target_of_a_shorter_run(compressed, tiny_graph, tiny_folder):
+    text = "prune:sparsity=0.8:samples=9:steps=0.5+0.7"
+    graph = tiny_graph("bert", "sequence").copy()
+    task = task_for(graph.source)
+    data = Batches.open(ROWS, task, tiny_folder("bert", "sequence"), batch_size=5)
+    (prune,) = passes_from_text(text)
+    context = Context(task=task, data=data)
+    Fisher(samples=9).run(graph, context)
+    for target, result in zip((0.5, 0.7, 0.8), prune.descend(graph, context), strict=True):
+        prune.ensures(result)
+        _, alone, record, _ = compressed(text.replace("0.8", str(target)))
+        assert record["report"]["steps"] == result.report["steps"]
+        for a, b in zip(prunable_sites(alone)[0], prunable_sites(result.graph)[0], strict=True):
+            np.testing.assert_array_equal(a.weight(), b.weight())
+
+
+@pytest.mark.parametrize(
+    ("options", "sparsities"),
+    [
+        ({"sparsity": 0.8}, (0.5, 0.7, 0.8)),
+        ({"sparsity": 0.4}, (0.4,)),
+        ({"sparsity": 0.0}, (0.0,)),
+        ({"sparsity": 1.0, "steps": ("0.5",)}, (0.5, 1.0)),
+        ({"sparsity": 0.8, "steps": ("1",)}, (0.8,)),
+        ({"sparsity": 0.8, "repair": "fisher"}, (0.8,)),
+        ({"sparsity": 0.8, "method": "magnitude"}, (0.8,)),
+        ({"sparsity": 0.8, "method": "magnitude", "repair": "rows"}, (0.5, 0.7, 0.8)),
+    ],
+)
+def test_steps_below_the_target_are_taken(options, sparsities):
+    prune = Prune(**options)
+    whole = max(1 - prune.target, 1e-3)
+    found = [prune.target if way == 1 else 1 - whole**way for way in prune.ways]
+    np.testing.assert_allclose(found, sparsities, atol=1e-12)
+
+
+def test_data_are_needed_where_they_are_read():
+    assert Prune().needs_data
+    assert not Prune(repair="fisher").needs_data
+    assert not Prune(method="magnitude", sparsity=0.9).needs_data
+
+
+def test_row_repair_without_data_is_refused(compressed, tmp_path):
+    graph, _, _, _ = compressed("fisher:samples=4", work=tmp_path)
+    context = Context(work=tmp_path)
+    Fisher().restore(context)
+    with pytest.raises(UsageError, match="expected data for repair=rows, found none"):
+        Prune().run(graph.copy(), context)

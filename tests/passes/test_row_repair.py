@@ -1,0 +1,98 @@
+"""Row repair against one dense least squares per row."""
+
+import numpy as np
+import pytest
+
+from obert_compiler.errors import NumericsError
+from obert_compiler.passes.row_repair import repair_rows, solve_operations
+
+DAMPING = 1e-2
+
+
+def problem(seed, rows=5, width=12, examples=40):
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(width, width))
+    x_dense = rng.normal(size=(examples, width)) @ mix
+    x = x_dense + 0.3 * rng.normal(size=(examples, width))
+    W = rng.normal(size=(rows, width)).astype(np.float32)
+    return x, x_dense, W
+
+
+def by_lstsq(x, x_dense, W, kept):
+    """Row by row, the ridge as rows of data of their own."""
+    ridge = np.sqrt(DAMPING * np.mean(np.sum(x**2, axis=0)))
+    found = np.zeros(W.shape)
+    for row, (w, chosen) in enumerate(zip(W.astype(np.float64), kept, strict=True)):
+        if chosen.any():
+            A = np.vstack([x[:, chosen], ridge * np.eye(chosen.sum())])
+            b = np.concatenate([x_dense @ w, ridge * w[chosen]])
+            found[row, chosen] = np.linalg.lstsq(A, b, rcond=None)[0]
+    return found
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 1.0])
+def test_rows_are_those_of_a_dense_least_squares(share):
+    x, x_dense, W = problem(0)
+    kept = np.random.default_rng(1).random(W.shape) >= share
+    found = repair_rows(x.T @ x, x.T @ (x_dense @ W.T), kept, W, damping=DAMPING)
+    np.testing.assert_allclose(found, by_lstsq(x, x_dense, W, kept), rtol=1e-8, atol=1e-10)
+    assert not found[~kept].any()
+
+
+def test_both_eliminations_serve_rows_of_one_matrix():
+    x, x_dense, W = problem(2)
+    kept = np.zeros(W.shape, bool)
+    for row, count in enumerate((0, 3, 6, 9, 12)):
+        kept[row, :count] = True
+    found = repair_rows(x.T @ x, x.T @ (x_dense @ W.T), kept, W, damping=DAMPING)
+    np.testing.assert_allclose(found, by_lstsq(x, x_dense, W, kept), rtol=1e-8, atol=1e-10)
+
+
+def test_nothing_moves_where_nothing_is_removed_and_inputs_agree():
+    x, _, W = problem(3)
+    found = repair_rows(x.T @ x, x.T @ (x @ W.T), np.ones(W.shape, bool), W, damping=DAMPING)
+    np.testing.assert_allclose(found, W, rtol=1e-6, atol=1e-6)
+
+
+def test_dead_inputs_keep_their_dense_weights():
+    x, x_dense, W = problem(4)
+    x[:, 2] = x_dense[:, 2] = 0
+    kept = np.ones(W.shape, bool)
+    kept[:, 5:9] = False
+    found = repair_rows(x.T @ x, x.T @ (x_dense @ W.T), kept, W, damping=DAMPING)
+    np.testing.assert_allclose(found[:, 2], W[:, 2], rtol=1e-6)
+
+
+def test_fewer_examples_than_inputs_are_enough_with_the_ridge():
+    x, x_dense, W = problem(5, examples=4)
+    kept = np.random.default_rng(1).random(W.shape) >= 0.5
+    found = repair_rows(x.T @ x, x.T @ (x_dense @ W.T), kept, W, damping=DAMPING)
+    np.testing.assert_allclose(found, by_lstsq(x, x_dense, W, kept), rtol=1e-6, atol=1e-8)
+
+
+def test_the_loss_is_never_above_that_of_masking():
+    x, x_dense, W = problem(6)
+    kept = np.random.default_rng(1).random(W.shape) >= 0.6
+    found = repair_rows(x.T @ x, x.T @ (x_dense @ W.T), kept, W, damping=1e-9)
+    target = x_dense @ W.T
+    assert np.sum((x @ found.T - target) ** 2) < np.sum((x @ np.where(kept, W, 0).T - target) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda H: np.full_like(H, np.nan), "head: expected finite moments"),
+        (np.zeros_like, "head: expected inputs that differ from zero"),
+        (lambda H: H + 3 - 3 * np.eye(4), "head: expected a positive definite H, .* -1.99"),
+    ],
+)
+def test_unusable_moments_are_refused(spoil, message):
+    H, W = np.eye(4), np.ones((2, 4), np.float32)
+    with pytest.raises(NumericsError, match=message):
+        repair_rows(spoil(H), np.ones((4, 2)), W > 0, W, damping=DAMPING, where="head")
+
+
+def test_operations_count_the_smaller_side_of_each_row():
+    kept = np.array([[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]], bool)
+    assert solve_operations(kept[:1]) == 3**3 // 3 + 8**3 // 3
+    assert solve_operations(kept) == (3**3 + 1) // 3 + 8**3 // 3 + 8**3 * 2 // 3

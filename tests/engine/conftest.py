@@ -147,7 +147,7 @@ for number, file in enumerate(sys.argv[2:]):
 np.savez(sys.argv[1], **results)
 """
 
-TABLES = ("portable", "avx2", "avx512vnni", "amx")
+TABLES = ("portable", "avx2", "avxvnni", "avx512vnni", "neondot", "neoni8mm")
 
 Answers = Callable[[list[tuple[Path, Arrays]]], dict[str, list[np.ndarray]]]
 

@@ -161,6 +161,7 @@ void bench_attention(const Kernels& k, double peak) {
       Buffer<char> scratch(k.attention_scratch(length, head_dim));
       std::vector<float> mask(static_cast<size_t>(length));
       Attention a;
+      a.integers = true;
       a.head_dim = head_dim, a.length = length, a.q = q.data(), a.k = key.data(), a.v = v.data();
       a.q_width = a.k_width = a.v_width = a.out_width = width;
       a.q_column = a.k_column = a.v_column = a.out_column = 128;

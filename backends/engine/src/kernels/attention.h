@@ -8,7 +8,7 @@
 // 2 kTile multiplications) and fits the registers. Queries go in blocks of 2 kLanes; their scores
 // over all keys stay in the first- or second-level cache.
 //
-// Where only quantised results are asked for, both products run on 16-bit integers (see
+// Where only quantised results are asked for and `integers` allows it, both products run on 16-bit integers (see
 // attention_numbers.h for the error); inputs that do not suit them, NaN among them, take floats.
 #pragma once
 #include "attention_layout.h"

@@ -90,7 +90,7 @@ inline Extent extent(const float* x, int width, int column, int head_dim, size_t
 
 // Whether 16 bits do, and the factors.
 inline bool choose_fixed(const Attention& a, Fixed& n) {
-  if (!kHasDot2 || a.out || a.length > kFixedTokens) return false;
+  if (!kHasDot2 || !a.integers || a.out || a.length > kFixedTokens) return false;
   // Near a border between two codes the smallest error shows as a whole step.
   if (a.scores.scale != 0.f || a.probabilities.scale != 0.f) return false;
   // Over all queries, not only those of this call: results do not depend on how the work was split.

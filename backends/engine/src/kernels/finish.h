@@ -1,14 +1,14 @@
 // Epilogue of the products: scale, bias, activation, residual, gate, quantisation. Include after maths.h.
 //
 // Four rows at a time, because four quantised rows make one dword row of the next product's input.
-// Bound by the two multiply pipes: conversion 1, scale 1, GELU 14 (rough) or 18, quantisation 5
+// Bound by the two multiply pipes: conversion 1, scale 1, GELU 18, quantisation 5
 // instructions a vector; memory is read and written once.
 #pragma once
 
 namespace obert {
 namespace {
 
-template <Activation A, bool Rough>
+template <Activation A>
 inline F32 activate(F32 x) {
   switch (A) {
     case Activation::kNone:
@@ -16,7 +16,7 @@ inline F32 activate(F32 x) {
     case Activation::kRelu:
       return max(set(0.f), x);
     case Activation::kGeluErf:
-      return Rough ? gelu_erf_rough(x) : gelu_erf(x);
+      return gelu_erf(x);
     case Activation::kGeluTanh:
       return gelu_tanh(x);
     case Activation::kSilu:
@@ -63,7 +63,7 @@ inline F32 accumulated(const int32_t* p) { return to_float(load(p)); }
 inline F32 accumulated(const float* p) { return load(p); }
 
 // `Rounded`: graphs that quantise between a product and its bias or behind it.
-template <class T, Activation A, bool Rough, bool Rounded>
+template <class T, Activation A, bool Rounded>
 void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
   const int tokens = groups * kGroup;
   const Quantizer quantize(e.inverse_scale, e.zero_point);
@@ -82,7 +82,7 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
         if (rounds) y = rounding(y);
         if (e.shift) y = add(y, set(e.shift[r + i]));
       }
-      y = activate<A, Rough>(y);
+      y = activate<A>(y);
       const size_t at = static_cast<size_t>(r + i) * kPanel + t;
       if (e.residual) y = add(y, load(e.residual + at));
       if (e.factor) y = mul(y, load(e.factor + at));
@@ -113,24 +113,21 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
   }
 }
 
-template <class T, Activation A, bool Rough = false>
+template <class T, Activation A>
 void finish_with(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
   if (e.rounding.scale != 0.f || e.shift || e.out_rounding.scale != 0.f)
-    finish_rows<T, A, Rough, true>(e, acc, groups, row_begin, row_end);
-  else finish_rows<T, A, Rough, false>(e, acc, groups, row_begin, row_end);
+    finish_rows<T, A, true>(e, acc, groups, row_begin, row_end);
+  else finish_rows<T, A, false>(e, acc, groups, row_begin, row_end);
 }
 
 template <class T>
 void finish(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
-  // One code in 500 may round to the other side: more would show in the outputs.
-  const bool rough = !e.out && e.quantized && !e.factor && kGeluRoughError * e.inverse_scale < .002f;
   switch (e.activation) {
     case Activation::kNone:
       return finish_with<T, Activation::kNone>(e, acc, groups, row_begin, row_end);
     case Activation::kRelu:
       return finish_with<T, Activation::kRelu>(e, acc, groups, row_begin, row_end);
     case Activation::kGeluErf:
-      if (rough) return finish_with<T, Activation::kGeluErf, true>(e, acc, groups, row_begin, row_end);
       return finish_with<T, Activation::kGeluErf>(e, acc, groups, row_begin, row_end);
     case Activation::kGeluTanh:
       return finish_with<T, Activation::kGeluTanh>(e, acc, groups, row_begin, row_end);

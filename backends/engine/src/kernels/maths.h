@@ -41,20 +41,6 @@ inline F32 gelu_erf(F32 x) {
   return mul(x, fma(polynomial(u, kCoefficients), t, set(.5f)));
 }
 
-// The same within kGeluRoughError (relative 4e-6 above 4.6), for results that are quantised in coarser
-// steps.
-constexpr float kGeluRoughError = 2e-5f;
-inline F32 gelu_erf_rough(F32 x) {
-  static constexpr float kBorder = 4.6f;
-  static constexpr float kCoefficients[] = {
-      1.535435469e-01f,  -7.575745548e-02f, 5.413161599e-02f,  -4.058559885e-02f, 2.956467640e-02f,
-      -1.915554064e-02f, 1.087124393e-02f,  -7.624540457e-03f, 5.669151105e-03f,  -1.962361465e-03f};
-  x = max(set(-kBorder), x);
-  const F32 t = min(set(kBorder), x);
-  const F32 u = fma(mul(t, t), set(2.f / (kBorder * kBorder)), set(-1.f));
-  return mul(x, fma(polynomial(u, kCoefficients), t, set(.5f)));
-}
-
 // 1 / (1 + e^-x)
 inline F32 sigmoid(F32 x) { return div(set(1.f), add(set(1.f), exp(sub(set(0.f), x)))); }
 

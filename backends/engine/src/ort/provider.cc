@@ -93,6 +93,7 @@ struct Compiled : NodeComputeInfo {
 
 struct Options {
   int threads = 1;
+  bool integer_attention = false;
   std::string report;   // file to append a line of JSON to for each session; empty: none
 };
 
@@ -122,6 +123,10 @@ Options read_options(const SessionOptions* session) {
     o.threads = static_cast<int>(n);
   }
   o.report = config(session, "report");
+  std::string attention = config(session, "attention");
+  if (!attention.empty() && attention != "float" && attention != "int16")
+    throw std::runtime_error("option 'attention': expected float or int16, found '" + attention + "'");
+  o.integer_attention = attention == "int16";
   return o;
 }
 
@@ -191,7 +196,9 @@ struct Provider : Ep {
       if (found == read.value_of.end()) throw std::runtime_error("an output of a fused node is not in its graph");
       signature.outputs.push_back(found->second);
     }
-    return std::make_unique<Compiled>(lower(read.graph, m, signature, kernels), options.threads, places);
+    Program program = lower(read.graph, m, signature, kernels);
+    program.integer_attention = options.integer_attention;
+    return std::make_unique<Compiled>(std::move(program), options.threads, places);
   }
 };
 

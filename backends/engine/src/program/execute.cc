@@ -344,6 +344,7 @@ class Group {
       a.scores = s.scores;
       a.probabilities = s.probabilities;
       a.nan_to_zero = s.nan_to_zero;
+      a.integers = p_.integer_attention;
       a.query_begin = static_cast<int>(block) * kPanel;
       a.query_end = std::min(length, a.query_begin + kPanel);
       if (s.out.used()) a.out = reinterpret_cast<float*>(base(s.out.buffer));

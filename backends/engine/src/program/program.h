@@ -79,6 +79,7 @@ struct Program {
   size_t arena_bytes = 0;                 // per panel of tokens
   int sequence_rank = 0;                  // 3 when a step needs [batch, sequence, width], otherwise 0
   const Kernels* kernels = nullptr;
+  bool integer_attention = false;         // see Attention::integers
 };
 
 // A tensor of ONNX Runtime: row-major, on the CPU.

@@ -47,6 +47,8 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
       mask[i * stride + static_cast<size_t>(i) % static_cast<size_t>(c.length)] = 0.f;
 
   Attention a;
+
+  a.integers = true;
   a.head_dim = c.head_dim;
   a.length = c.length;
   a.first = c.first;
@@ -155,6 +157,7 @@ void check_roundings(const std::vector<const Kernels*>& tables, int length, bool
   for (size_t i = 0; i < n; ++i) q[i] = random.normal(), k[i] = random.normal(), v[i] = random.real(-1, 1);
   const std::vector<float> mask(static_cast<size_t>(length), all_masked ? -INFINITY : 0.f);
   Attention a;
+  a.integers = true;
   a.head_dim = head_dim, a.length = a.query_end = length;
   a.q = q.data(), a.k = k.data(), a.v = v.data(), a.mask = mask.data();
   a.q_width = a.k_width = a.v_width = a.out_width = head_dim;

@@ -85,8 +85,9 @@ def pruned_at(
         return
     (prune,) = passes_from_text("prune" + (f":{text}" if text else ""))
     assert isinstance(prune, Prune)
-    if set(levels[:-1]) <= set(map(float, prune.steps)):  # a shorter run is the start of this one
-        last = replace(prune, sparsity=levels[-1])
+    last = replace(prune, sparsity=levels[-1])
+    # A method in steps passes lower levels on its way.
+    if len(last.ways) > 1 and set(levels[:-1]) <= set(map(float, prune.steps)):
         for result in last.descend(graph.copy(), context):
             reached = [x for x in levels if abs(x - result.report["sparsity"]) < 1e-4]
             yield from ((level, result.graph) for level in reached)

@@ -18,8 +18,10 @@ import numpy as np
 
 from obert_compiler.runtime import engine_use, session
 
-_PAUSE = 0.02
-"""Seconds between two calls: threads of the engine before still spin for a while."""
+# Threads of ONNX Runtime look for work for some 0.1 s after a call, and take a core from whoever is
+# called next in the same process.
+_PAUSE = 0.25
+_CALLS = 3
 
 Call = Callable[[], object]
 
@@ -52,12 +54,18 @@ def main(request: dict[str, Any]) -> None:
     while rounds < request["least"] or time.perf_counter() - start < request["seconds"]:
         for name, call in calls.items():
             time.sleep(_PAUSE)
-            before = time.perf_counter()
-            call()
+            call()  # wakes the engine's threads and fills the caches
+            least = min(_timed(call) for _ in range(_CALLS))
             if rounds >= 0:
-                times[name].append((time.perf_counter() - before) * 1e3)
+                times[name].append(least * 1e3)
         rounds += 1
     print(json.dumps({"times": times, "claims": claims}))
+
+
+def _timed(call: Call) -> float:
+    before = time.perf_counter()
+    call()
+    return time.perf_counter() - before
 
 
 def _openvino(how: dict[str, Any], threads: int, feed: dict[str, np.ndarray]) -> Call:

@@ -5,8 +5,8 @@
     python benchmarks/engine/compare.py --tables             # only write the tables
 
 BERT-base shapes, random weights, 2 threads. A row is measured in a few processes, each of which
-opens every engine and takes turns with them (a call unmeasured, the least of three), so that all see
-the same machine and none the threads of the one before. Ratios are against ONNX
+opens every engine and takes turns with them (a call unmeasured, the least of three), so that all
+see the same machine and none the threads of the one before. Ratios are against ONNX
 Runtime in float32 with all 12 layers: of the minima and, in brackets, the median of the ratios
 within each turn. Where the two differ much the machine was too busy: measure again. Making the
 models takes half an hour the first time (``--models``, kept), measuring a minute or two for each

@@ -90,7 +90,9 @@ class RowMatcher {
     int a = term(0), b = term(1);
     if (n_.inputs.size() != 2 || a < 0 || b < 0 || rows_.indices[a] != rows_.indices[b]) return -1;
     if (at(a).tail.size() != 1 || at(b).tail.size() != 1 || n_.integer("axis", 0) != -1) return -1;
-    return add(RowOp::kConcat, a, b, {at(a).tail[0] + at(b).tail[0]});
+    int64_t width = at(a).tail[0] + at(b).tail[0];
+    if (width > kWidest) return -1;
+    return add(RowOp::kConcat, a, b, {width});
   }
 
   // Only what keeps the leading dimensions and the elements of a row.

@@ -6,13 +6,23 @@
 
 #include "tables.h"
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
 
 namespace obert {
 namespace {
+
+#if defined(__x86_64__)
+// Bits that not every compiler's __builtin_cpu_supports knows by name.
+struct Leaf {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  Leaf(unsigned leaf, unsigned part) { __get_cpuid_count(leaf, part, &eax, &ebx, &ecx, &edx); }
+};
+#endif
 
 struct Entry {
   const Kernels* table;
@@ -57,9 +67,7 @@ uint32_t detect_isa() {
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512vnni"))
     bits |= kIsaAvx512Vnni;
-#ifdef OBERT_HAVE_AVXVNNI
-  if (__builtin_cpu_supports("avxvnni")) bits |= kIsaAvxVnni;
-#endif
+  if (Leaf(7, 1).eax & 1u << 4) bits |= kIsaAvxVnni;
 #elif defined(__aarch64__) && defined(__linux__)
   if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) bits |= kIsaNeonDot;
 #ifdef HWCAP2_I8MM

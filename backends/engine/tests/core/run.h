@@ -28,6 +28,10 @@ class Threads final : public Caller {
     return outputs[index].data();
   }
   void parallel(size_t count, void (*task)(void*, size_t), void* context) override {
+    if (threads == 1) {
+      for (size_t i = 0; i < count; ++i) task(context, i);
+      return;
+    }
     std::vector<std::thread> pool;
     for (int t = 0; t < threads; ++t)
       pool.emplace_back([=] {

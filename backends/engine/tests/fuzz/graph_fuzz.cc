@@ -1,49 +1,49 @@
-// Fuzz target: bytes become a graph of the ops that the engine reads, wired at random with shapes
-// that may not fit. Whatever it is, it must be claimed in part or left alone, and what is claimed
-// must run or be refused. Built with clang and -fsanitize=fuzzer, or with a main of its own that
-// draws bytes from a seed (OBERT_FUZZ_MAIN).
+// Fuzz target: bytes become a graph, either of the ops that the engine reads, wired at random with
+// shapes that may not fit, or one of the graphs of seeds.h with damage done to it. Whatever it is, it
+// must be claimed in part or left alone, and what is claimed must run or be refused. Built with clang
+// and -fsanitize=fuzzer (OBERT_ENGINE_FUZZER), or with a main of its own that draws bytes from a seed
+// (OBERT_FUZZ_MAIN).
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
 #include "../core/builder.h"
 #include "../core/run.h"
+#include "bytes.h"
+#include "damage.h"
+#include "seeds.h"
 
 using namespace obert;
 using namespace obert::testing;
 
 namespace {
 
-class Bytes {
- public:
-  Bytes(const uint8_t* data, size_t size) : data_(data), size_(size) {}
-  int below(int n) { return at_ < size_ ? data_[at_++] % n : 0; }
-  bool done() const { return at_ >= size_; }
-
- private:
-  const uint8_t* data_;
-  size_t size_, at_ = 0;
-};
-
 constexpr int64_t kWidths[] = {1, 3, 4, 8, 16, 20};
 
 class Graphs {
  public:
-  explicit Graphs(Bytes bytes) : in_(bytes), r_(1) {
-    values_.push_back(b_.input("tokens"));
-    values_.push_back(b_.input("other"));
-    ids_ = b_.input("ids");
-  }
+  explicit Graphs(Bytes bytes) : in_(bytes), r_(1) {}
 
   void run() {
-    for (int i = 0; i < 60 && !in_.done(); ++i) values_.push_back(step());
-    for (int v : values_)
-      if (b_.graph.values[v].consumers.empty() || in_.below(8) == 0) b_.output(v);
+    if (in_.below(4) == 0) {
+      wire();
+    } else {
+      in_.pick(kSeeds)(b_, r_);
+      Damage(b_.graph, in_).run(in_.below(8));
+    }
     Claims claims = claim(b_.graph);
     for (const Part& part : claims.parts) execute(part_graph(b_.graph, part), claims.reshapes);
   }
 
  private:
+  void wire() {
+    values_.push_back(b_.input("tokens"));
+    values_.push_back(b_.input("other"));
+    ids_ = b_.input("ids");
+    for (int i = 0; i < 60 && !in_.done(); ++i) values_.push_back(step());
+    for (int v : values_)
+      if (b_.graph.values[v].consumers.empty() || in_.below(8) == 0) b_.output(v);
+  }
   int pick() { return values_[values_.size() - 1 - static_cast<size_t>(in_.below(std::min<int>(6, static_cast<int>(values_.size()))))]; }
   int64_t width() { return kWidths[in_.below(6)]; }
   int matrix(bool quantized) {
@@ -111,17 +111,22 @@ class Graphs {
       if (g.values[v].is_output && g.values[v].producer >= 0) signature.outputs.push_back(v);
     static const KernelSet kernels = available_kernels();
     Executor executor(lower(g, match(g, reshapes), signature, kernels.tables[0]), 2);
+    const std::vector<Fit> fits = fits_of(executor.program(), signature.inputs.size());
     int64_t batch = in_.below(4), length = in_.below(40);
-    for (int64_t w : kWidths) {
+    for (int round = 0; round < 3; ++round) {
       Threads caller;
       caller.threads = 1;
       std::vector<std::vector<float>> data;
-      std::vector<int64_t> ids(static_cast<size_t>(batch * length), in_.below(7) - 1);
-      for (int v : signature.inputs) {
-        data.emplace_back(r_.normals(static_cast<size_t>(batch * length * w + length)));
-        if (v == ids_) caller.inputs.push_back({Type::kInt64, ids.data(), {batch, length}});
-        else if (in_.below(8) == 7) caller.inputs.push_back({Type::kFloat, data.back().data(), {length}});
-        else caller.inputs.push_back({Type::kFloat, data.back().data(), {batch, length, w}});
+      std::vector<int64_t> ids(static_cast<size_t>(std::max<int64_t>(1, batch) * length), in_.below(7) - 1);
+      for (const Fit& fit : fits) {
+        std::vector<int64_t> shape = fit.shape(batch, length, in_);
+        if (fit.indices) {
+          caller.inputs.push_back({Type::kInt64, ids.data(), shape.size() == 2 ? shape : std::vector<int64_t>{batch, length}});
+          continue;
+        }
+        data.push_back(r_.normals(static_cast<size_t>(Array::count(shape)) + 1));
+        if (in_.below(16) == 15) data.back()[0] = NAN;
+        caller.inputs.push_back({Type::kFloat, data.back().data(), shape});
       }
       try {
         executor.run(caller);
@@ -129,6 +134,31 @@ class Graphs {
         // Shapes that do not fit are refused.
       }
     }
+  }
+
+  // What an input of a program is to it, so that most runs come far.
+  struct Fit {
+    int width = 0;            // of tokens; 0: none that is known
+    bool indices = false, mask = false;
+
+    std::vector<int64_t> shape(int64_t batch, int64_t length, Bytes& in) const {
+      int odd = in.below(12);
+      if (odd == 11) return {length};
+      if (indices) return odd == 10 ? std::vector<int64_t>{1, length} : std::vector<int64_t>{batch, length};
+      if (mask) return {odd % 2 ? batch : 1, 1, odd == 10 ? length : 1, length};
+      int64_t last = odd == 10 ? in.pick(kWidths) : width;
+      return odd == 9 ? std::vector<int64_t>{length, last} : std::vector<int64_t>{odd == 8 ? 1 : batch, length, last};
+    }
+  };
+  static std::vector<Fit> fits_of(const Program& p, size_t inputs) {
+    std::vector<Fit> fits(inputs);
+    for (const Step& s : p.steps) {
+      if (s.kind == StepKind::kImport) fits[s.tensor].width = s.out.used() ? s.out.width : s.quantized.width;
+      if (s.kind == StepKind::kRows) fits[s.tensor].indices = true;
+      for (int m : s.masks)
+        if (s.kind == StepKind::kAttention && m >= 0 && m < kConstantMasks) fits[m].mask = true;
+    }
+    return fits;
   }
 
   Bytes in_;
@@ -142,6 +172,7 @@ class Graphs {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Graphs(Bytes(data, size)).run();
+  Damage::forget();
   return 0;
 }
 

@@ -1,0 +1,44 @@
+// Graphs that nobody would write, one for each fault that was found: they are left alone or refused.
+#include "builder.h"
+#include "check.h"
+#include "run.h"
+
+using namespace obert;
+using namespace obert::testing;
+
+namespace {
+
+// Claims what can be claimed and compiles it. True when it went through.
+bool compiles(const Graph& graph) {
+  Claims claims = claim(graph);
+  for (const Part& part : claims.parts) {
+    Graph g = part_graph(graph, part);
+    Signature signature;
+    signature.inputs = open_inputs(g);
+    for (int v = 0; v < static_cast<int>(g.values.size()); ++v)
+      if (g.values[v].is_output && g.values[v].producer >= 0) signature.outputs.push_back(v);
+    Executor(lower(g, match(g, claims.reshapes), signature, find_kernels("portable")), 1);
+  }
+  return true;
+}
+
+// Rows joined with themselves until their width passes 32 bits.
+void rows_of_endless_width() {
+  Builder b;
+  Numbers r(1);
+  int x = b.node("Gather", {b.constant({2, 16}, r.normals(32)), b.input("ids")});
+  Node last;
+  last.ints["axis"] = -1;
+  for (int i = 0; i < 40; ++i) x = b.node("Concat", {x, x}, last);
+  b.output(b.node("Add", {x, x}));
+  Match m = match(b.graph);
+  for (const RowTerm& t : m.rows.terms) CHECK(t.width >= 1 && t.width <= 1 << 17);
+  CHECK(compiles(b.graph));
+}
+
+}  // namespace
+
+int main() {
+  rows_of_endless_width();
+  return finish();
+}

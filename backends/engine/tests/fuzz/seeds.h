@@ -1,0 +1,91 @@
+// Graphs as exporters write them, small, for the fuzz target to damage.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "../core/builder.h"
+
+namespace obert::testing {
+
+inline Node with(const char* name, int64_t value) {
+  Node n;
+  n.ints[name] = value;
+  return n;
+}
+
+inline void masked_encoder(Builder& b, Numbers& r) {
+  int hidden = b.input("hidden"), mask = b.input("mask");
+  b.output(encoder_layer(b, r, hidden, mask, 16, 2, 20, 0.5f));
+}
+
+// Rows of nibbles with a scale for each group: Gather, two halves of a byte, joined, scaled, summed
+// with positions and normalised.
+inline void packed_embedding(Builder& b, Numbers& r) {
+  int ids = b.input("ids"), positions = b.input("positions");
+  constexpr int kRows = 7, kWidth = 16, kGroups = 4;
+  std::vector<uint8_t> bytes(kRows * kWidth / 2);
+  for (uint8_t& v : bytes) v = static_cast<uint8_t>(r.below(256));
+  int packed = b.node("Gather", {b.constant_uint8({kRows, kWidth / 2}, bytes), ids});
+  int wide = b.node("Cast", {packed}, with("to", 1));
+  int high = b.node("Floor", {b.node("Mul", {wide, b.scalar(1.f / 16)})});
+  int low = b.node("Sub", {wide, b.node("Mul", {high, b.scalar(16.f)})});
+  int codes = b.node("Concat", {high, low}, with("axis", -1));
+  int groups = b.node("Reshape", {codes, b.constant({0, 0, kGroups, kWidth / kGroups})});
+  int scale = b.node("Gather", {b.constant({kRows, kGroups}, r.normals(kRows * kGroups)), ids});
+  int scaled = b.node("Mul", {groups, b.node("Unsqueeze", {scale, b.constant({-1})})});
+  int words = b.node("Reshape", {scaled, b.constant({0, 0, kWidth})});
+  int places = b.node("Gather", {b.constant({9, kWidth}, r.normals(9 * kWidth)), positions});
+  b.output(layer_norm(b, r, b.node("Add", {words, places}), kWidth));
+}
+
+// A matrix that a chain of standard ops rebuilds from kept blocks and the gaps between them.
+inline void packed_matrix(Builder& b, Numbers& r) {
+  int x = b.fake_quantize(b.input("hidden"), 0.05f, 128);
+  constexpr int kInputs = 16, kOutputs = 12, kKept = 20;
+  std::vector<uint8_t> gaps(kKept);
+  for (uint8_t& g : gaps) g = static_cast<uint8_t>(r.below(4));
+  std::vector<int8_t> values(kKept * 4);
+  for (int8_t& v : values) v = static_cast<int8_t>(r.below(255) - 127);
+  int steps = b.node("Cast", {b.constant_uint8({kKept, 1}, gaps)}, with("to", 7));
+  int places = b.node("CumSum", {steps, b.constant({0})});
+  int zeros = b.node("ConstantOfShape", {b.constant({kInputs * kOutputs / 4, 4})});
+  int blocks = b.node("ScatterND", {zeros, places, b.constant({kKept, 4}, values)});
+  int rows = b.node("Reshape", {blocks, b.constant({kOutputs, kInputs})});
+  int columns = b.transpose(rows, {1, 0});
+  int matrix = b.node("DequantizeLinear", {columns, b.scalar(0.01f)});
+  b.output(b.node("Relu", {b.node("MatMul", {x, matrix})}));
+}
+
+// What torch exports around attention: shapes that are computed, GELU and LayerNorm in parts.
+inline void in_parts(Builder& b, Numbers& r) {
+  int hidden = b.input("hidden");
+  constexpr int kWidth = 16;
+  int x = b.fake_quantize(hidden, 0.05f, 120);
+  int shape = b.node("Shape", {hidden});
+  int length = b.node("Unsqueeze", {b.node("Gather", {shape, b.constant({1})}), b.constant({0})});
+  int target = b.node("Concat", {b.constant({-1}), length, b.constant({2}), b.constant({8})}, with("axis", 0));
+  auto heads = [&](std::vector<int64_t> order) {
+    int y = b.node("Reshape", {quantized_linear(b, r, x, kWidth, kWidth, 0.5f), target});
+    return b.transpose(y, std::move(order));
+  };
+  int scores = b.node("MatMul", {heads({0, 2, 1, 3}), heads({0, 2, 3, 1})});
+  int p = b.node("Softmax", {b.node("Div", {scores, b.scalar(2.8f)})}, with("axis", -1));
+  p = b.node("Where", {b.node("IsNaN", {p}), b.scalar(0.f), p});
+  int context = b.transpose(b.node("MatMul", {p, heads({0, 2, 1, 3})}), {0, 2, 1, 3});
+  int joined = b.node("Reshape", {context, b.constant({0, 0, kWidth})});
+  int up = quantized_linear(b, r, b.fake_quantize(joined, 0.02f, 128), kWidth, kWidth, 0.5f);
+  int erf = b.node("Erf", {b.node("Div", {up, b.scalar(1.41421356f)})});
+  int gelu = b.node("Mul", {b.node("Mul", {up, b.node("Add", {erf, b.scalar(1.f)})}), b.scalar(0.5f)});
+  int sum = b.node("Add", {gelu, hidden});
+  Node last;
+  last.int_lists["axes"] = {-1};
+  int centred = b.node("Sub", {sum, b.node("ReduceMean", {sum}, last)});
+  int variance = b.node("ReduceMean", {b.node("Pow", {centred, b.scalar(2.f)})}, last);
+  int deviation = b.node("Sqrt", {b.node("Add", {variance, b.scalar(1e-5f)})});
+  int scaled = b.node("Mul", {b.node("Div", {centred, deviation}), b.constant({kWidth}, r.normals(kWidth))});
+  b.output(b.node("Add", {scaled, b.constant({kWidth}, r.normals(kWidth))}));
+}
+
+inline constexpr void (*kSeeds[])(Builder&, Numbers&) = {masked_encoder, packed_embedding, packed_matrix, in_parts};
+
+}  // namespace obert::testing

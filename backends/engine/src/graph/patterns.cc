@@ -140,6 +140,7 @@ std::optional<Pattern> layer_norm_from_mean(const Graph& g, int mean) {
   int centred = w.reader(w.out(mean));
   if (!w.is(centred, "Sub") || w.in(centred, 0) != x || w.in(centred, 1) != w.out(mean)) return std::nullopt;
   int d = w.out(centred);
+  if (d < 0) return std::nullopt;
   const auto& readers = g.values[d].consumers;
   int power = -1, quotient = -1;
   for (int r : readers) {

@@ -10,6 +10,26 @@
 
 namespace obert {
 
+// A weight matrix [rows][4 * blocks] of int8 as tiles of kTileRows rows by kTileBlocks blocks: chunk by
+// chunk along the inputs, strip of rows by strip inside a chunk, and along the inputs inside a strip.
+// Tiles of zeros are left out; a tile may appear more than once, its values add up. Zeros fill what lies
+// beyond the last row and block.
+//
+// In the stream a tile is a mask of each row, bit b for block b, and its kept blocks, row by row:
+// uint16 [kTileRows] and int8 [kept][kBlock]. A tile whose place has kWholeTile begins at the next
+// multiple of 64 bytes and keeps all its blocks, without masks.
+struct TilesInt8 {
+  int rows = 0, blocks = 0;
+  int chunks = 0;
+  int chunk_tiles = 0;                // tiles of inputs in a chunk, the last may have fewer
+  const uint32_t* start = nullptr;    // [chunks * strips + 1]: first tile of each strip
+  const uint32_t* offset = nullptr;   // [chunks * strips]: its dword in the stream
+  const uint16_t* place = nullptr;    // [tiles]: counted from the first tile of the chunk; kWholeTile
+  const uint32_t* stream = nullptr;   // on a multiple of 64 bytes
+};
+constexpr int kTileRows = 16, kTileBlocks = 16, kTileDwords = kTileRows * kTileBlocks;
+constexpr uint16_t kWholeTile = 0x8000;
+
 // A weight matrix [rows][4 * blocks] of int8 as kept 4-blocks, in the order the kernels walk it:
 // chunk by chunk along the inputs (a chunk of a panel stays in the first-level cache), row by row
 // inside a chunk. Block b of chunk c, row r lies at start[c * rows + r] <= b < start[c * rows + r + 1].
@@ -22,6 +42,8 @@ namespace obert {
 //
 // The first 2 * pairs[c * rows + r] blocks of a row's chunk are couples that keep this rule together,
 // the first with the second, the third with the fourth and so on: they may be added in int16.
+//
+// Or, for a table that asked for them, `tiles` alone, which `portable` and that table multiply.
 struct SparseInt8 {
   int rows = 0;
   int chunks = 0;
@@ -30,13 +52,15 @@ struct SparseInt8 {
   const uint16_t* index = nullptr;    // [start[chunks * rows]]
   const int8_t* value = nullptr;      // [start[chunks * rows]][4]
   const uint16_t* pairs = nullptr;    // [chunks * rows] or null: none
+  TilesInt8 tiles;                    // used instead of all above where tiles.start is not null
 };
 
-// How a table likes its matrices packed. Every table computes the same from every packing.
+// How a table likes its matrices packed. Every table computes the same from every packing but tiles.
 struct Packing {
   int dense_chunk = 96;               // blocks of a chunk, at most: where most blocks are kept
   int sparse_chunk = 96;              // and where few are
   bool couples = false;               // worth forming
+  bool tiles = false;                 // instead of all this, where they pay
 };
 
 // The same in float32, one input per entry instead of four: unstructured or blocked zeros alike.

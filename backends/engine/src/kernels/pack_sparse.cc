@@ -137,6 +137,11 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
   SparseInt8Storage s;
   const int blocks = (inputs + kBlock - 1) / kBlock;
   s.rows = rows;
+  if (packing.tiles) {
+    s.tiles = pack_tiles(weights, rows, inputs);
+    if (tiles_pay(s.tiles.place.size(), s.tiles.kept)) return s;
+    s.tiles = {};
+  }
   const double share = density(weights, static_cast<size_t>(rows) * inputs);
   const bool sparse = share < kSparseDensity;
   const size_t expected =

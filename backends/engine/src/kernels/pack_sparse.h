@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "pack_tiles.h"
 
 namespace obert {
 
@@ -13,9 +14,10 @@ struct SparseInt8Storage {
   std::vector<uint16_t> index;
   std::vector<int8_t> value;
   std::vector<uint16_t> pairs;
+  TilesInt8Storage tiles;
 
   SparseInt8 view() const {
-    return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data(), pairs.data()};
+    return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data(), pairs.data(), tiles.view()};
   }
 };
 
@@ -34,7 +36,8 @@ constexpr int kChunkInputs = 96;
 
 // `weights` is [rows][inputs], any int16: a weight less its zero point is within +-255. Blocks of
 // zeros are dropped, blocks that break the rule of kernels.h are split into blocks that add up, and
-// couples are formed as far as a quick search finds them. `packing` is that of the table to be used.
+// couples are formed as far as a quick search finds them. Tiles alone where `packing` wants them and they
+// pay. `packing` is that of the table to be used.
 SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs, const Packing& packing = {});
 // Zero weights are dropped.
 SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs);

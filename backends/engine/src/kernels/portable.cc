@@ -47,8 +47,53 @@ size_t byte_at(size_t feature, size_t token) {
   return (feature / kBlock * kPanel + token) * kBlock + feature % kBlock;
 }
 
+// Blocks of one tile, as multiply_tiles finds them.
+const uint32_t* add_tile(const uint32_t* stream, bool whole, const uint8_t* x, int blocks, int groups,
+                         int32_t* const (&rows)[kTileRows]) {
+  uint16_t masks[kTileRows];
+  std::memset(masks, 0xff, sizeof masks);
+  if (!whole) {
+    std::memcpy(masks, stream, sizeof masks);
+    stream += kTileRows / 2;  // two masks a dword
+  }
+  for (int r = 0; r < kTileRows; ++r)
+    for (int b = 0; b < kTileBlocks; ++b) {
+      if (!(masks[r] >> b & 1)) continue;
+      int8_t value[kBlock];
+      std::memcpy(value, stream++, sizeof value);
+      if (!rows[r] || b >= blocks) continue;
+      for (int t = 0; t < groups * kGroup; ++t)
+        for (int i = 0; i < kBlock; ++i) rows[r][t] += value[i] * x[(b * kPanel + t) * kBlock + i];
+    }
+  return stream;
+}
+
+void multiply_tiles(const TilesInt8& w, const uint8_t* x, int groups, int row_begin, int row_end, int32_t* acc) {
+  const int strips = (w.rows + kTileRows - 1) / kTileRows;
+  for (int r = row_begin; r < row_end; ++r)
+    std::memset(acc + static_cast<size_t>(r - row_begin) * kPanel, 0, sizeof(int32_t) * static_cast<size_t>(groups) * kGroup);
+  for (int c = 0; c < w.chunks; ++c)
+    for (int s = row_begin / kTileRows; s * kTileRows < row_end; ++s) {
+      int32_t* rows[kTileRows] = {};
+      for (int r = 0; r < kTileRows; ++r) {
+        const int row = s * kTileRows + r;
+        if (row >= row_begin && row < row_end) rows[r] = acc + static_cast<size_t>(row - row_begin) * kPanel;
+      }
+      const size_t at = static_cast<size_t>(c) * strips + s;
+      size_t dword = w.offset[at];
+      for (uint32_t t = w.start[at]; t < w.start[at + 1]; ++t) {
+        const bool whole = (w.place[t] & kWholeTile) != 0;
+        const int block = (c * w.chunk_tiles + (w.place[t] & ~kWholeTile)) * kTileBlocks;
+        if (whole) dword = (dword + 15) / 16 * 16;
+        const uint8_t* from = x + static_cast<size_t>(block) * kPanel * kBlock;
+        dword = static_cast<size_t>(add_tile(w.stream + dword, whole, from, w.blocks - block, groups, rows) - w.stream);
+      }
+    }
+}
+
 void multiply_int8(const SparseInt8& w, const uint8_t* x, int groups, int row_begin, int row_end,
                    int32_t* acc) {
+  if (w.tiles.start) return multiply_tiles(w.tiles, x, groups, row_begin, row_end, acc);
   for (int r = row_begin; r < row_end; ++r) {
     int32_t* out = acc + static_cast<size_t>(r - row_begin) * kPanel;
     for (int t = 0; t < groups * kGroup; ++t) out[t] = 0;

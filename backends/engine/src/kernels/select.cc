@@ -8,6 +8,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -27,10 +31,17 @@ struct Leaf {
 struct Entry {
   const Kernels* table;
   uint32_t needs;
+  bool by_name_only = false;
 };
+
+// The line that lets `amx` be chosen like any other.
+constexpr bool kAmxByNameOnly = true;
 
 // Best first. A table the library was not built with is left out by its macro.
 const Entry kEntries[] = {
+#ifdef OBERT_HAVE_AMX
+    {&kAmxKernels, kIsaAmxInt8 | kIsaAvx512Vnni, kAmxByNameOnly},
+#endif
 #ifdef OBERT_HAVE_AVX512VNNI
     {&kAvx512VnniKernels, kIsaAvx512Vnni},
 #endif
@@ -53,12 +64,28 @@ constexpr size_t kCount = sizeof kEntries / sizeof *kEntries;
 struct Chosen {
   const Kernels* tables[kCount];
   size_t count;
-  Chosen() : tables{}, count(select_kernels(detect_isa(), std::getenv("OBERT_FORCE_ISA"), tables)) {}
+  explicit Chosen(const char* only) : tables{}, count(select_kernels(detect_isa(only), only, tables)) {}
 };
+
+bool named(const char* only) { return only && *only; }
+
+#if defined(OBERT_HAVE_AMX) && defined(__linux__)
+// Tile registers that the processor has, the system saves and this process may use.
+bool may_use_tiles() {
+  const Leaf features(7, 0);
+  if ((features.edx >> 24 & 3) != 3) return false;  // AMX-TILE, AMX-INT8
+  if (!(Leaf(1, 0).ecx & 1u << 27)) return false;   // XGETBV
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low >> 17 & 3) != 3) return false;           // XTILECFG, XTILEDATA
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 }  // namespace
 
-uint32_t detect_isa() {
+uint32_t detect_isa(const char* only) {
   uint32_t bits = 0;
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -68,6 +95,9 @@ uint32_t detect_isa() {
       __builtin_cpu_supports("avx512vnni"))
     bits |= kIsaAvx512Vnni;
   if (Leaf(7, 1).eax & 1u << 4) bits |= kIsaAvxVnni;
+#if defined(OBERT_HAVE_AMX) && defined(__linux__)
+  if ((named(only) ? !std::strcmp(only, "amx") : !kAmxByNameOnly) && may_use_tiles()) bits |= kIsaAmxInt8;
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
   if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) bits |= kIsaNeonDot;
 #ifdef HWCAP2_I8MM
@@ -76,6 +106,7 @@ uint32_t detect_isa() {
 #elif defined(__aarch64__) && defined(__APPLE__)
   bits |= kIsaNeonDot;  // every Apple silicon
 #endif
+  (void)only;
   return bits;
 }
 
@@ -83,20 +114,20 @@ size_t select_kernels(uint32_t isa, const char* only, const Kernels** tables) {
   size_t count = 0;
   for (const Entry& e : kEntries) {
     if ((e.needs & isa) != e.needs) continue;
-    if (only && *only && std::strcmp(only, e.table->name) != 0) continue;
+    if (named(only) ? std::strcmp(only, e.table->name) != 0 : e.by_name_only) continue;
     tables[count++] = e.table;
   }
   return count;
 }
 
 KernelSet available_kernels() {
-  static const Chosen chosen;
+  static const Chosen chosen(std::getenv("OBERT_FORCE_ISA"));
   return {chosen.tables, chosen.count};
 }
 
 const Kernels* find_kernels(const char* name) {
   const Kernels* tables[kCount];
-  return select_kernels(detect_isa(), name, tables) ? tables[0] : nullptr;
+  return select_kernels(detect_isa(name), name, tables) ? tables[0] : nullptr;
 }
 
 }  // namespace obert

@@ -14,14 +14,18 @@ enum IsaBits : uint32_t {
   kIsaAvxVnni = 4,     // with AVX2 and FMA
   kIsaNeonDot = 8,
   kIsaNeonI8mm = 16,
+  kIsaAmxInt8 = 32,    // AMX-TILE and AMX-INT8, usable by this process
 };
 
 constexpr size_t kMaxTables = 8;
 
-// What this processor and its operating system offer.
-uint32_t detect_isa();
+// What this processor and its operating system offer. Tile registers enlarge what the system saves of
+// every thread, so a process must ask for them; that is done only when `only`, a name or null, lets a
+// table be chosen that wants them.
+uint32_t detect_isa(const char* only);
 // Tables that run on a processor of these bits, best first, into tables[kMaxTables]; with `only`, a
-// name, at most that one. Returns how many.
+// name, at most that one. `amx` is chosen by its name alone: it was tested on an emulation and has not
+// been measured on a processor. Returns how many.
 size_t select_kernels(uint32_t isa, const char* only, const Kernels** tables);
 
 }  // namespace obert

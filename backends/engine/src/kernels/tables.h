@@ -8,6 +8,7 @@ extern const Kernels kPortableKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvxVnniKernels;
 extern const Kernels kAvx512VnniKernels;
+extern const Kernels kAmxKernels;
 extern const Kernels kNeonDotKernels;
 extern const Kernels kNeonI8mmKernels;
 

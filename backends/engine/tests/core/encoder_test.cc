@@ -5,6 +5,8 @@
 #include "check.h"
 #include "run.h"
 
+#include "emulated_amx.h"
+
 using namespace obert;
 using namespace obert::testing;
 
@@ -122,8 +124,9 @@ void sequence_without_keys(const Kernels* kernels) {
 
 int main() {
   KernelSet set = available_kernels();
-  for (size_t i = 0; i < set.count; ++i) {
-    const Kernels* k = set.tables[i];
+  std::vector<const Kernels*> tables(set.tables, set.tables + set.count);
+  tables.push_back(emulated_amx());
+  for (const Kernels* k : tables) {
     std::printf("%s\n", k->name);
     for (int length : {1, 3, 16, 17, 63, 64, 65, 130}) layers(k, 1, 1, length, 2, false);
     for (int batch : {2, 3, 5}) layers(k, 1, batch, 21, 2, true);

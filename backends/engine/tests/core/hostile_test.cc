@@ -36,9 +36,23 @@ void rows_of_endless_width() {
   CHECK(compiles(b.graph));
 }
 
+// A LayerNorm in parts whose difference goes nowhere.
+void centred_without_result() {
+  Builder b;
+  Node last;
+  last.int_lists["axes"] = {-1};
+  int x = b.input("x");
+  b.node("Sub", {x, b.node("ReduceMean", {x}, last)});
+  b.graph.nodes.back().outputs = {-1};
+  CHECK(compiles(b.graph));
+  b.graph.nodes.back().outputs.clear();
+  CHECK(compiles(b.graph));
+}
+
 }  // namespace
 
 int main() {
+  centred_without_result();
   rows_of_endless_width();
   return finish();
 }

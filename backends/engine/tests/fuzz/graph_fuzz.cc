@@ -11,6 +11,7 @@
 #include "../core/run.h"
 #include "bytes.h"
 #include "damage.h"
+#include "emulated_amx.h"
 #include "seeds.h"
 
 using namespace obert;
@@ -109,8 +110,7 @@ class Graphs {
     signature.inputs = open_inputs(g);
     for (int v = 0; v < static_cast<int>(g.values.size()); ++v)
       if (g.values[v].is_output && g.values[v].producer >= 0) signature.outputs.push_back(v);
-    static const KernelSet kernels = available_kernels();
-    Executor executor(lower(g, match(g, reshapes), signature, kernels.tables[0]), 2);
+    Executor executor(lower(g, match(g, reshapes), signature, in_.below(4) ? available_kernels().tables[0] : emulated_amx()), 2);
     const std::vector<Fit> fits = fits_of(executor.program(), signature.inputs.size());
     int64_t batch = in_.below(4), length = in_.below(40);
     for (int round = 0; round < 3; ++round) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <random>
 #include <vector>
@@ -48,12 +49,25 @@ class Buffer {
   T* data_;
 };
 
+// The table `amx`, which nothing chooses by itself: where OBERT_TEST_AMX is set, the tests want a
+// processor that has it.
+inline const Kernels* amx_on_demand() {
+  if (!std::getenv("OBERT_TEST_AMX")) return nullptr;
+  const Kernels* amx = find_kernels("amx");
+  if (!amx) {
+    std::fprintf(stderr, "OBERT_TEST_AMX: expected a processor and a system with AMX-INT8\n");
+    std::exit(1);
+  }
+  return amx;
+}
+
 // Every table but the oracle.
 inline std::vector<const Kernels*> tables_under_test() {
   const KernelSet set = available_kernels();
   std::vector<const Kernels*> tables;
   for (size_t i = 0; i < set.count; ++i)
     if (set.tables[i] != find_kernels("portable")) tables.push_back(set.tables[i]);
+  if (const Kernels* amx = amx_on_demand()) tables.push_back(amx);
   return tables;
 }
 

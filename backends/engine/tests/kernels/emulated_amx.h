@@ -1,0 +1,23 @@
+// The products of src/kernels/multiply_tiles.h on emulated tile registers, with the other kernels of
+// `portable`: as tables, so that tests run them like any other.
+#pragma once
+#include <vector>
+
+#include "kernels.h"
+
+namespace obert {
+
+// Rows expanded by a plain loop.
+const Kernels* emulated_amx();
+// Rows expanded as on a processor with AMX, which needs AVX-512; only in some builds.
+const Kernels* emulated_amx_avx512();
+
+inline std::vector<const Kernels*> emulated_amx_tables() {
+  std::vector<const Kernels*> tables = {emulated_amx()};
+#ifdef OBERT_HAVE_EMULATED_AMX_AVX512
+  if (find_kernels("avx512vnni")) tables.push_back(emulated_amx_avx512());
+#endif
+  return tables;
+}
+
+}  // namespace obert

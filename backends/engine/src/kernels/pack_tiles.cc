@@ -91,7 +91,7 @@ class Packer {
   void append(const void* data, size_t bytes) {
     const size_t end = dwords_ + bytes / sizeof(uint32_t);
     s_.stream.resize((end + 15) / 16);
-    std::memcpy(s_.stream.data()->dword + dwords_, data, bytes);
+    std::memcpy(reinterpret_cast<uint32_t*>(s_.stream.data()) + dwords_, data, bytes);
     dwords_ = end;
   }
 

@@ -21,7 +21,7 @@ struct TilesInt8Storage {
   TilesInt8 view() const {
     if (start.empty()) return {};
     return {rows, blocks, chunks, chunk_tiles, start.data(), offset.data(), place.data(),
-            stream.empty() ? nullptr : stream.data()->dword};
+            reinterpret_cast<const uint32_t*>(stream.data())};
   }
 };
 

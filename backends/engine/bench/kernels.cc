@@ -61,6 +61,8 @@ void bench_int8(const Kernels& k, double peak) {
       const SparseInt8 view = packed.view();
       double kept = 0;
       for (size_t i = 0; i < w.size(); i += 4) kept += w[i] || w[i + 1] || w[i + 2] || w[i + 3];
+      // What the multipliers are busy with: tiles take part with their zeros.
+      const double busy = view.tiles.start ? static_cast<double>(packed.tiles.place.size()) * kTileDwords : kept;
       std::printf("%-11s int8  %4d x %4d density %.1f ", k.name, s.outputs, s.inputs, density);
       for (int tokens : {16, 64, 128}) {
         const size_t panels = panels_of(static_cast<size_t>(tokens));
@@ -75,7 +77,7 @@ void bench_int8(const Kernels& k, double peak) {
                               std::min(s.outputs, r + kRowsAtOnce), acc.data());
         });
         const double rate = kept * 4 * tokens / time * 1e-9;
-        std::printf(" | %3d tokens %7.1f GMAC/s %3.0f%%", tokens, rate, 100 * rate / peak);
+        std::printf(" | %3d tokens %7.1f GMAC/s %3.0f%%", tokens, rate, 100 * rate * busy / kept / peak);
       }
       std::printf("\n");
     }

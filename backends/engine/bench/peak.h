@@ -6,6 +6,9 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#ifdef OBERT_HAVE_AMX
+#include "tile_amx.h"
+#endif
 
 namespace obert {
 
@@ -61,10 +64,30 @@ __attribute__((target("avx512f"), noinline)) inline void spin_avx512_float() {
 }
 #endif
 
+#ifdef OBERT_HAVE_AMX
+__attribute__((target("amx-tile,amx-int8"), noinline)) inline void spin_amx_int8() {
+  tile_configure(kFullTiles);
+  for (long i = 0; i < kPeakRounds; ++i) {
+    tile_dot<0, 4, 6>();
+    tile_dot<1, 4, 7>();
+    tile_dot<2, 5, 6>();
+    tile_dot<3, 5, 7>();
+  }
+  tile_release();
+}
+#endif
+
 inline Peak measure_peak(const char* isa) {
   Peak peak;
 #if defined(__x86_64__)
   const double rounds = kPeakRounds;
+#ifdef OBERT_HAVE_AMX
+  if (!std::strcmp(isa, "amx")) {
+    peak.int8 = rate_of(rounds * 4 * 16 * 16 * 64, spin_amx_int8);
+    peak.float32 = rate_of(rounds * 12 * 16, spin_avx512_float);
+    return peak;
+  }
+#endif
   if (!std::strcmp(isa, "avx512vnni")) {
     peak.int8 = rate_of(rounds * 12 * 64, spin_avx512_int8);
     peak.float32 = rate_of(rounds * 12 * 16, spin_avx512_float);

@@ -4,6 +4,8 @@
 #include <vector>
 
 #include "kernels.h"
+#include "tables.h"
+#include "tile_trap.h"
 
 namespace obert {
 
@@ -16,6 +18,11 @@ inline std::vector<const Kernels*> emulated_amx_tables() {
   std::vector<const Kernels*> tables = {emulated_amx()};
 #ifdef OBERT_HAVE_EMULATED_AMX_AVX512
   if (find_kernels("avx512vnni")) tables.push_back(emulated_amx_avx512());
+#endif
+#ifdef OBERT_HAVE_AMX
+  // The code for a processor with AMX itself, by its traps on one without.
+  static const bool trapped = find_kernels("avx512vnni") && trap_tiles();
+  if (trapped) tables.push_back(&kAmxKernels);
 #endif
   return tables;
 }

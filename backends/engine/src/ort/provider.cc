@@ -150,8 +150,11 @@ struct Provider : Ep {
     Compile = [](Ep* self, const Graph** graphs, const Node** fused, size_t count, NodeComputeInfo** infos,
                  Node**) noexcept -> Status* {
       return guarded([&] {
-        for (size_t i = 0; i < count; ++i)
-          infos[i] = static_cast<Provider*>(self)->compile(graphs[i], fused[i]).release();
+        // Handed over when all are there: ONNX Runtime releases none of a call that failed.
+        std::vector<std::unique_ptr<Compiled>> made;
+        made.reserve(count);
+        for (size_t i = 0; i < count; ++i) made.push_back(static_cast<Provider*>(self)->compile(graphs[i], fused[i]));
+        for (size_t i = 0; i < count; ++i) infos[i] = made[i].release();
       });
     };
     ReleaseNodeComputeInfos = [](Ep*, NodeComputeInfo** infos, size_t count) noexcept {

@@ -135,5 +135,5 @@ int main() {
     for (int length : {7, 40}) foreign_layer(k, 2, length);
     sequence_without_keys(k);
   }
-  return finish();
+  return check::report("encoder");
 }

@@ -48,6 +48,9 @@ class LayerwiseRepair:
         held_bytes: bound on activations kept in memory between stages.
         operations: multiply-adds of the factorisations of each site.
         positions: rows of its least squares.
+        plain: each matrix aims at its own dense output and not at the sum it is added to, moments
+            are not centred, the ridge pulls to zero and the bias follows by the means: the
+            least squares that docs/pruning.md compares with.
         constant: sites whose input does not vary; their kept weights are the dense ones.
     """
 
@@ -58,6 +61,7 @@ class LayerwiseRepair:
     operations: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
+    plain: bool = False
     _feeds: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -80,7 +84,7 @@ class LayerwiseRepair:
             for name in stage.sites:
                 key = stages.inputs[name], stages.residuals.get(name, "")
                 groups.setdefault(key, []).append(dense[name])
-            targets = [_Target(group, *key) for key, group in groups.items()]
+            targets = [_Target(group, *key, self.plain) for key, group in groups.items()]
             self._sum_up(stage, runs, targets)
             for target in targets:
                 for name in target.names:
@@ -100,7 +104,7 @@ class LayerwiseRepair:
                 target.add(pruned, dense)
 
     def _repair_site(self, site: LinearSite, target: _Target, kept: BoolArray) -> None:
-        W, bias = target.weights[site.name], target.biases[site.name]
+        W, bias = target.starts[site.name], target.biases[site.name]
         self.positions[site.name] = target.moments.rows
         if bias is not None and target.moments.constant:
             self.constant.append(site.name)
@@ -124,17 +128,22 @@ class _Target:
     residual, the dense outputs (without bias) are summed instead.
     """
 
-    def __init__(self, sites: Sequence[LinearSite], input_name: str, residual: str) -> None:
+    def __init__(
+        self, sites: Sequence[LinearSite], input_name: str, residual: str, plain: bool
+    ) -> None:
         self.names = [site.name for site in sites]
         self.weights = {site.name: site.weight() for site in sites}
+        # What the ridge pulls to.
+        self.starts = {n: np.zeros_like(W) if plain else W for n, W in self.weights.items()}
         self.biases = {site.name: site.bias() for site in sites}
-        self._input, self._residual = input_name, residual
+        self._input, self._residual = input_name, "" if plain else residual
+        self._plain = plain
         ends = np.cumsum([0, *(len(W) for W in self.weights.values())])
         self._columns = {
             name: slice(a, b) for name, a, b in zip(self.names, ends[:-1], ends[1:], strict=True)
         }
         width = sites[0].shape[1]
-        self._outputs = bool(residual) or int(ends[-1]) < width
+        self._outputs = bool(self._residual) or int(ends[-1]) < width
         self.moments = ActivationMoments(width, int(ends[-1]) if self._outputs else width)
 
     def add(self, pruned: Mapping[str, FloatArray], dense: Mapping[str, FloatArray]) -> None:
@@ -153,8 +162,9 @@ class _Target:
         self.moments.add(x, aim)
 
     def system(self, name: str) -> tuple[Float64Array, Float64Array]:
-        """``H`` and ``T`` of one site, centred where it has a bias."""
-        H, C = self.moments.second(centred=self.biases[name] is not None)
+        """``H`` and ``T`` of one site, centred where its bias is solved for along with it."""
+        centred = self.biases[name] is not None and not self._plain
+        H, C = self.moments.second(centred)
         return H, C[:, self._columns[name]] if self._outputs else C @ self.weights[name].T
 
     def means(self, name: str) -> tuple[Float64Array, Float64Array]:

@@ -8,7 +8,10 @@ Evenly spaced layers are kept by default, the first and the last among them: lay
 is ``round(i * (n - 1) / (keep - 1))``, so 12 -> 6 keeps 0 2 4 7 9 11 and 12 -> 3 keeps 0 6 11. That
 is how DistilBERT is initialised from BERT (Sanh et al. 2019, section 3: one layer out of two): the
 last layer stays because the head was trained to read it, the first because it was trained to read
-the embeddings. A fine-tuning afterwards is needed to win the accuracy back.
+the embeddings. With data ``choose=loss`` drops the layers that the outputs miss least instead, and
+``repair=rows`` moves the others to the least squares that makes up for the gaps, layer by layer
+(`obert_compiler.passes.layerwise_repair`). A fine-tuning afterwards is needed to win the accuracy
+back.
 """
 
 from __future__ import annotations
@@ -17,20 +20,36 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from obert_compiler.errors import GraphError, SpecError, UsageError
 from obert_compiler.graph.graph import Graph, Stage
-from obert_compiler.graph.layers import EncoderLayer, EncoderLayers, find_encoder_layers
+from obert_compiler.graph.layers import (
+    EncoderLayer,
+    EncoderLayers,
+    find_encoder_layers,
+    prunable_sites,
+)
+from obert_compiler.passes.layer_choice import choose_layers
+from obert_compiler.passes.layerwise_repair import LayerwiseRepair
+from obert_compiler.passes.output_distance import OutputDistance
 from obert_compiler.pipeline.contract import Context, Pass, PassResult, Skip
+
+if TYPE_CHECKING:
+    from obert_compiler.data.batches import Batches
 
 __all__ = ["KEPT_LAYERS_KEY", "DropLayers", "evenly_spaced"]
 
 KEPT_LAYERS_KEY = "obert.kept_layers"
 """Model metadata: the kept layers as a JSON list of their indices in the source model."""
+
+_HELD_BYTES = 4 * 10**9
+_RIDGE = 1e-3
+"""As in ``prune``."""
 
 _DEPTH_KEYS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
 
@@ -40,9 +59,16 @@ class DropLayers(Pass):
     """Keep some encoder layers and drop the others.
 
     Attributes:
-        keep: number of layers to keep, evenly spaced with the first and the last.
+        keep: number of layers to keep.
         layers: indices of the layers to keep, 0 next to the embeddings; their order is that of the
             model. Give either this or ``keep``.
+        choose: which layers ``keep`` keeps: evenly ``spaced`` ones with the first and the last, or
+            by ``loss``: one layer after the other goes, each time the one without which the outputs
+            lie closest to those of the whole model (needs data).
+        repair: ``rows`` solves for the matrices and biases of the layers that stay, layer by layer,
+            so that they bring out what they did in the whole model (needs data); or ``none``.
+        samples: examples for ``choose=loss``.
+        repair_samples: examples for ``repair=rows``.
     """
 
     name: ClassVar[str] = "drop-layers"
@@ -51,6 +77,10 @@ class DropLayers(Pass):
 
     keep: int | None = None
     layers: tuple[int, ...] = ()
+    choose: Literal["spaced", "loss"] = "spaced"
+    repair: Literal["none", "rows"] = "none"
+    samples: int = 256
+    repair_samples: int = 2048
 
     def __post_init__(self) -> None:
         if self.keep is not None and self.layers:
@@ -65,6 +95,25 @@ class DropLayers(Pass):
                 f"drop-layers: expected indices from 0 (next to the embeddings) on, "
                 f"found {min(self.layers)}"
             )
+
+        for option, values in (("choose", ("spaced", "loss")), ("repair", ("none", "rows"))):
+            if getattr(self, option) not in values:
+                raise UsageError(
+                    f"drop-layers: expected {option} {' or '.join(values)}, "
+                    f"found '{getattr(self, option)}'"
+                )
+        for option in ("samples", "repair_samples"):
+            if getattr(self, option) < 1:
+                raise UsageError(
+                    f"drop-layers: expected {option} of at least 1, found {getattr(self, option)}"
+                )
+        if self.choose == "loss" and self.layers:
+            raise UsageError("drop-layers: expected keep=N for choose=loss, found layers")
+
+    @property
+    def needs_data(self) -> bool:
+        """To choose by loss, and to repair."""
+        return self.choose == "loss" or self.repair == "rows"
 
     def requires(self, graph: Graph) -> None:
         """Check that layers are found and that there are enough of them.
@@ -82,24 +131,57 @@ class DropLayers(Pass):
             UsageError, GraphError: as `requires`.
             GraphError: something outside reads the inside of a dropped layer.
         """
-        del context
         found = find_encoder_layers(graph)
         kept = self._kept(found)
-        dropped = [layer for layer in found if layer.index not in kept]
+        figures: dict[str, Any] = {}
+        if self.choose == "loss":
+            kept, figures = self._by_loss(graph, len(found), context)
+        dropped = [layer.index for layer in found if layer.index not in kept]
         before = _parameters(graph)
-        inside = {node for layer in dropped for node in layer.nodes}
-        _bypass(graph.model.graph, dropped)
-        common_passes.RemoveUnusedNodesPass()(graph.model)
-        _check_gone(graph, dropped, inside)
+        whole = graph.copy()
+        _cut(graph, kept)
+        if self.repair == "rows" and dropped:
+            figures["repaired"] = self._repair(graph, whole, context)
         skips = _update_config(graph, len(found), kept)
         _record(graph, kept)
         report = {
             "layers": len(found),
             "kept": kept,
-            "dropped": [layer.index for layer in dropped],
+            "dropped": dropped,
             "parameters_removed": before - _parameters(graph),
+            **figures,
         }
         return PassResult(graph, bool(dropped), report, tuple(skips))
+
+    def _by_loss(
+        self, graph: Graph, count: int, context: Context
+    ) -> tuple[list[int], dict[str, Any]]:
+        """The layers to keep, and the distances that say so."""
+        distance = OutputDistance(graph, self._data(context, self.samples))
+
+        def loss(layers: tuple[int, ...]) -> float:
+            shallow = graph.copy()
+            _cut(shallow, list(layers))
+            return distance(shallow)
+
+        kept, rounds = choose_layers(count, self.keep or count, loss)
+        without = [{str(i): value for i, value in found.items()} for found in rounds]
+        return list(kept), {"output_distance_without": without}
+
+    def _repair(self, graph: Graph, whole: Graph, context: Context) -> list[str]:
+        sites = [site for site in prunable_sites(graph)[0] if len(site.nodes) == 1]
+        masks = {site.name: np.array(site.weight() != 0) for site in sites}
+        data = self._data(context, self.repair_samples)
+        LayerwiseRepair(whole, data, _RIDGE, _HELD_BYTES).repair(graph, masks, context.progress)
+        return list(masks)
+
+    def _data(self, context: Context, count: int) -> Batches:
+        if context.data is None:
+            option = "choose=loss" if self.choose == "loss" else "repair=rows"
+            raise UsageError(
+                f"drop-layers: expected data for {option}, found none; give --data FILE"
+            )
+        return context.data.take(count, context.seed)
 
     def _kept(self, found: EncoderLayers) -> list[int]:
         count = len(found)
@@ -131,6 +213,19 @@ def evenly_spaced(count: int, keep: int) -> list[int]:
     if keep == 1:
         return [0]
     return [math.floor(i * (count - 1) / (keep - 1) + 0.5) for i in range(keep)]
+
+
+def _cut(graph: Graph, kept: list[int]) -> None:
+    """Drop the other layers.
+
+    Raises:
+        GraphError: something outside reads the inside of one.
+    """
+    dropped = [layer for layer in find_encoder_layers(graph) if layer.index not in kept]
+    inside = {node for layer in dropped for node in layer.nodes}
+    _bypass(graph.model.graph, dropped)
+    common_passes.RemoveUnusedNodesPass()(graph.model)
+    _check_gone(graph, dropped, inside)
 
 
 def _bypass(graph: ir.Graph, dropped: list[EncoderLayer]) -> None:

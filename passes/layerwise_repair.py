@@ -11,7 +11,7 @@ pruned run goes on with the new weights: the error of earlier layers is an input
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.linear import LinearSite, find_linear_sites
 from obert_compiler.passes.activation_moments import ActivationMoments
 from obert_compiler.passes.calibration_run import real_rows
-from obert_compiler.passes.graph_stages import StagedRun, WalkStage, cut_into_stages
+from obert_compiler.passes.graph_stages import GraphStages, StagedRun, WalkStage, cut_into_stages
 from obert_compiler.passes.row_repair import repair_rows, solve_operations
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = ["LayerwiseRepair"]
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+Rounding = Callable[[str, Float64Array, Float64Array, BoolArray], Float64Array]
 
 
 @dataclass
@@ -42,12 +43,18 @@ class LayerwiseRepair:
     """Repairs a pruned graph towards a dense one.
 
     Attributes:
-        dense: the graph with the weights and activations to aim at.
+        dense: the graph with the weights and activations to aim at. It may have layers that the
+            other one lacks.
         data: examples.
         damping: ridge, as a share of the mean diagonal of ``H`` of each site.
         held_bytes: bound on activations kept in memory between stages.
         operations: multiply-adds of the factorisations of each site.
         positions: rows of its least squares.
+        plain: each matrix aims at its own dense output and not at the sum it is added to, moments
+            are not centred, the ridge pulls to zero and the bias follows by the means: the
+            least squares that docs/pruning.md compares with.
+        rounding: given name, ``H``, solution ``[out, in]`` and mask of a site, the weights that it
+            gets instead.
         constant: sites whose input does not vary; their kept weights are the dense ones.
     """
 
@@ -58,6 +65,8 @@ class LayerwiseRepair:
     operations: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
+    plain: bool = False
+    rounding: Rounding | None = None
     _feeds: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -72,25 +81,34 @@ class LayerwiseRepair:
         """
         sites = {s.name: s for s in find_linear_sites(graph) if s.name in kept}
         dense = {s.name: s for s in find_linear_sites(self.dense) if s.name in kept}
-        stages = cut_into_stages(graph, list(sites.values()))
+        # The dense graph may have more layers, and then other names between the sites.
+        cuts = [
+            cut_into_stages(g, list(found.values()))
+            for g, found in ((self.dense, dense), (graph, sites))
+        ]
         half = self.held_bytes // 2
-        runs = [StagedRun(g, stages, self._feeds, half) for g in (self.dense, graph)]
-        for stage in progress.track(stages.stages, "layers", len(stages.stages)):
-            groups: dict[tuple[str, str], list[LinearSite]] = {}
-            for name in stage.sites:
-                key = stages.inputs[name], stages.residuals.get(name, "")
-                groups.setdefault(key, []).append(dense[name])
-            targets = [_Target(group, *key) for key, group in groups.items()]
-            self._sum_up(stage, runs, targets)
+        runs = [
+            StagedRun(g, cut, self._feeds, half)
+            for g, cut in zip((self.dense, graph), cuts, strict=True)
+        ]
+        pairs = list(zip(*(cut.stages for cut in cuts), strict=True))
+        for pair in progress.track(pairs, "layers", len(pairs)):
+            groups: dict[_Reads, list[LinearSite]] = {}
+            for name in pair[0].sites:
+                reads = _Reads.of(name, cuts[0], cuts[1], residual=not self.plain)
+                groups.setdefault(reads, []).append(dense[name])
+            targets = [_Target(group, reads, self.plain) for reads, group in groups.items()]
+            self._sum_up(pair, runs, targets)
             for target in targets:
                 for name in target.names:
                     self._repair_site(sites[name], target, kept[name])
 
     def _sum_up(
-        self, stage: WalkStage, runs: Sequence[StagedRun], targets: Sequence[_Target]
+        self, pair: Sequence[WalkStage], runs: Sequence[StagedRun], targets: Sequence[_Target]
     ) -> None:
         """Add all batches to the moments of ``targets``."""
-        batches = zip(*(run.advance(stage) for run in runs), strict=True)
+        stages = zip(runs, pair, strict=True)
+        batches = zip(*(run.advance(stage) for run, stage in stages), strict=True)
         for number, values in enumerate(batches):
             mask = self._feeds[number].get("attention_mask")
             dense, pruned = (
@@ -100,21 +118,44 @@ class LayerwiseRepair:
                 target.add(pruned, dense)
 
     def _repair_site(self, site: LinearSite, target: _Target, kept: BoolArray) -> None:
-        W, bias = target.weights[site.name], target.biases[site.name]
+        W, bias = target.starts[site.name], target.biases[site.name]
         self.positions[site.name] = target.moments.rows
         if bias is not None and target.moments.constant:
             self.constant.append(site.name)
             self.operations[site.name] = 0
+            H = np.eye(W.shape[1])
             repaired = np.where(kept, W, 0.0).astype(np.float64)
         else:
             H, T = target.system(site.name)
             where = f"site '{site.name}'"
             repaired = repair_rows(H, T, kept, W, damping=self.damping, where=where)
             self.operations[site.name] = solve_operations(kept)
+        if self.rounding is not None:
+            repaired = self.rounding(site.name, H, repaired, kept)
         site.set_weight(repaired.astype(np.float32))
         if bias is not None:
             mean, mean_output = target.means(site.name)
             site.set_bias((bias + mean_output - repaired @ mean).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """Names of the values that sites read in the dense and in the pruned graph.
+
+    The residuals are "" where the target is the output of the site alone.
+    """
+
+    dense: str
+    pruned: str
+    dense_residual: str
+    pruned_residual: str
+
+    @classmethod
+    def of(cls, name: str, dense: GraphStages, pruned: GraphStages, residual: bool) -> _Reads:
+        """Those of one site."""
+        found = [cut.residuals.get(name, "") if residual else "" for cut in (dense, pruned)]
+        beside = found if all(found) else ["", ""]
+        return cls(dense.inputs[name], pruned.inputs[name], *beside)
 
 
 class _Target:
@@ -124,26 +165,29 @@ class _Target:
     residual, the dense outputs (without bias) are summed instead.
     """
 
-    def __init__(self, sites: Sequence[LinearSite], input_name: str, residual: str) -> None:
+    def __init__(self, sites: Sequence[LinearSite], reads: _Reads, plain: bool) -> None:
         self.names = [site.name for site in sites]
         self.weights = {site.name: site.weight() for site in sites}
+        # What the ridge pulls to.
+        self.starts = {n: np.zeros_like(W) if plain else W for n, W in self.weights.items()}
         self.biases = {site.name: site.bias() for site in sites}
-        self._input, self._residual = input_name, residual
+        self._reads, self._plain = reads, plain
         ends = np.cumsum([0, *(len(W) for W in self.weights.values())])
         self._columns = {
             name: slice(a, b) for name, a, b in zip(self.names, ends[:-1], ends[1:], strict=True)
         }
         width = sites[0].shape[1]
-        self._outputs = bool(residual) or int(ends[-1]) < width
+        self._outputs = bool(reads.dense_residual) or int(ends[-1]) < width
         self.moments = ActivationMoments(width, int(ends[-1]) if self._outputs else width)
 
     def add(self, pruned: Mapping[str, FloatArray], dense: Mapping[str, FloatArray]) -> None:
         """Add rows of both models, by name of the value."""
-        x, aim = pruned[self._input], dense[self._input]
+        reads = self._reads
+        x, aim = pruned[reads.pruned], dense[reads.dense]
         if self._outputs:
             aim = np.concatenate([aim @ W.T for W in self.weights.values()], axis=1)
-        if self._residual:
-            lost = dense[self._residual] - pruned[self._residual]
+        if reads.dense_residual:
+            lost = dense[reads.dense_residual] - pruned[reads.pruned_residual]
             aim += np.tile(lost, (1, len(self.names)))
         if not (np.isfinite(x).all() and np.isfinite(aim).all()):
             raise NumericsError(
@@ -153,8 +197,9 @@ class _Target:
         self.moments.add(x, aim)
 
     def system(self, name: str) -> tuple[Float64Array, Float64Array]:
-        """``H`` and ``T`` of one site, centred where it has a bias."""
-        H, C = self.moments.second(centred=self.biases[name] is not None)
+        """``H`` and ``T`` of one site, centred where its bias is solved for along with it."""
+        centred = self.biases[name] is not None and not self._plain
+        H, C = self.moments.second(centred)
         return H, C[:, self._columns[name]] if self._outputs else C @ self.weights[name].T
 
     def means(self, name: str) -> tuple[Float64Array, Float64Array]:

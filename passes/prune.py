@@ -411,13 +411,17 @@ class Prune(Pass):
                 site.set_weight(pruned)
         if by_rows:
             data = self._data(context, max(mask.shape[1] for mask in by_rows.values()))
-            walk = LayerwiseRepair(dense, data, self.repair_damping, int(self.memory * _GB))
+            walk = self.row_repair(dense, data)
             walk.repair(graph, by_rows, context.progress)
             skips += [Skip(name, _CONSTANT) for name in walk.constant]
             for name in by_rows:
                 figures[name]["repair_operations"] = walk.operations[name]
                 figures[name]["repair_positions"] = walk.positions[name]
         return figures, skips
+
+    def row_repair(self, dense: Graph, data: Batches) -> LayerwiseRepair:
+        """What repairs whole rows; a subclass may take another."""
+        return LayerwiseRepair(dense, data, self.repair_damping, int(self.memory * _GB))
 
     def _data(self, context: Context, widest: int) -> Batches:
         """Examples with enough positions for matrices of ``widest`` inputs."""

@@ -63,12 +63,12 @@ def masks(seed=1):
     return {name: rng.random((outputs, 8)) >= 0.5 for name, outputs in OUTPUTS.items()}
 
 
-def repaired(dense, kept, x, held_bytes=1 << 20):
+def repaired(dense, kept, x, held_bytes=1 << 20, plain=False):
     graph = dense.copy()
     for site in find_linear_sites(graph):
         site.set_weight(np.where(kept[site.name], site.weight(), np.float32(0)))
     data = Batches.from_arrays({"x": x}, batch_size=16)
-    walk = LayerwiseRepair(dense, data, DAMPING, held_bytes)
+    walk = LayerwiseRepair(dense, data, DAMPING, held_bytes, plain=plain)
     walk.repair(graph, kept, SilentProgress())
     return graph, walk
 
@@ -127,3 +127,27 @@ def test_behind_a_matrix_that_is_gone_the_bias_alone_is_repaired():
 def test_activations_that_are_not_finite_are_refused():
     with pytest.raises(NumericsError, match="site 'first': expected finite activations"):
         repaired(network(), masks(), rows(spoil=3))
+
+
+def test_plain_repair_aims_at_each_dense_output_from_moments_that_are_not_centred():
+    dense, kept, x = network(), masks(), rows()
+    graph, _ = repaired(dense, kept, x, plain=True)
+    before, after = ({s.name: s for s in find_linear_sites(g)} for g in (dense, graph))
+    flat = x.reshape(-1, 8).astype(np.float64)
+    W = {name: site.weight().astype(np.float64) for name, site in before.items()}
+    h = np.maximum(flat @ W["first"].T, 0)
+    first = after["first"]
+    h_pruned = np.maximum(flat @ first.weight().T + first.bias(), 0)
+    for name, x_pruned, z in (
+        ("first", flat, flat @ W["first"].T),
+        ("second", h_pruned, h @ W["second"].T),
+    ):
+        expected = np.zeros(kept[name].shape)
+        H = x_pruned.T @ x_pruned
+        H += DAMPING * np.diagonal(H).mean() * np.eye(8)
+        for row, mask in enumerate(kept[name]):
+            A, b = H[np.ix_(mask, mask)], (x_pruned.T @ z[:, row])[mask]
+            expected[row, mask] = np.linalg.solve(A, b)
+        np.testing.assert_allclose(after[name].weight(), expected, rtol=1e-4, atol=1e-4)
+        bias = (z - x_pruned @ expected.T).mean(axis=0)
+        np.testing.assert_allclose(after[name].bias(), bias, rtol=1e-3, atol=1e-3)

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from obert_compiler.emission import backend_from_text, check_out, new_folder
 from obert_compiler.errors import UsageError
 from obert_compiler.frontends import lower
+from obert_compiler.frontends.teacher import lower_teacher
 from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.verify import verify
 from obert_compiler.pipeline import registry
-from obert_compiler.pipeline.checkpoint import Checkpoints
+from obert_compiler.pipeline.checkpoint import Checkpoints, has_progress
 from obert_compiler.pipeline.contract import Backend, Progress, SilentProgress
 from obert_compiler.pipeline.manager import PassManager
 from obert_compiler.pipeline.measure import Meter
@@ -94,7 +95,7 @@ def compile_model(
         checkpoints = Checkpoints(work, _fingerprint(recipe))
         graph = _resumed(checkpoints, told) if resume else None
         if graph is None:
-            if any(work.glob("graph-[1-9]*")):
+            if has_progress(work):
                 told.say(
                     "the checkpoint of an earlier run is discarded; --resume would go on from it"
                 )
@@ -104,11 +105,14 @@ def compile_model(
         steps = manager.steps(graph, checkpoints)
         data = _data(recipe, graph, task, steps, told)
         eval_data = _eval_data(recipe, graph, task)
+        teacher = _teacher(recipe, graph, steps, told)
         _measure_before(checkpoints, graph, eval_data, threads, told)
         graph = manager.run(
             graph,
             data=data,
             task=task,
+            eval_data=eval_data,
+            teacher=teacher,
             seed=recipe.seed,
             work=work,
             checkpoints=checkpoints,
@@ -133,6 +137,7 @@ class _Notes:
         self._inner = inner
         self.lines: list[str] = []
         self.track = inner.track
+        self.bar = inner.bar
 
     def say(self, message: str) -> None:
         self.lines.append(message)
@@ -157,7 +162,7 @@ def _work_folder(out: Path) -> Iterator[Path]:
         try:
             yield work
         except BaseException:
-            if not any(work.glob("graph-[1-9]*")):
+            if not has_progress(work):
                 shutil.rmtree(work, ignore_errors=True)
             raise
         finally:
@@ -211,8 +216,11 @@ def _data(
     from obert_compiler.data.batches import Batches
 
     if recipe.data is not None:
+        limit: int | None
         asked = [getattr(s.run, n, 0) for s in steps for n in ("samples", "repair_samples")]
         limit = recipe.samples or max([_SAMPLES, *asked])
+        if recipe.samples is None and any(s.run.reads_all_data for s in steps):
+            limit = None
         return _open(recipe, recipe.data, graph, task, limit)
     tokenizer = _tokenizer(recipe, graph)
     if task is None or tokenizer is None:
@@ -263,6 +271,19 @@ def _eval_data(recipe: Recipe, graph: Graph, task: Task | None) -> Batches | Non
     if recipe.eval_data is None:
         return None
     return _open(recipe, recipe.eval_data, graph, task, None)
+
+
+def _teacher(recipe: Recipe, graph: Graph, steps: list[Step], told: Progress) -> Graph | None:
+    """The model named by ``--teacher``; None for the model as it was before the passes."""
+    if recipe.teacher is None:
+        return None
+    if not any(step.run.uses_teacher for step in steps):
+        raise UsageError(
+            f"teacher '{recipe.teacher}': expected a pass that learns from it, such as finetune, "
+            "found none; leave --teacher out"
+        )
+    told.say(f"lowering the teacher '{recipe.teacher}'")
+    return lower_teacher(recipe.teacher, graph, task=recipe.task, tokenizer=recipe.tokenizer)
 
 
 def _measure_before(

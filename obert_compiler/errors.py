@@ -8,7 +8,8 @@
         ├── DataError     (1)     a data file cannot be read or does not fit the task
         ├── GraphError    (1)     a graph breaks a rule of its stage, or holds an unsupported op
         ├── NumericsError (1)     NaN, infinity, a singular block
-        └── ArtefactError (1)     an output folder or checkpoint cannot be written or read
+        ├── ArtefactError (1)     an output folder or checkpoint cannot be written or read
+        └── TerminatedError (143) the process was told to end (SIGTERM)
 
 A message is one line: the thing in quotes, what was expected, what was found, and the remedy.
 """
@@ -26,6 +27,7 @@ __all__ = [
     "NumericsError",
     "ObertError",
     "SpecError",
+    "TerminatedError",
     "UsageError",
 ]
 
@@ -71,3 +73,9 @@ class NumericsError(FailureError):
 
 class ArtefactError(FailureError):
     """An output folder or a checkpoint cannot be written, read or resumed."""
+
+
+class TerminatedError(FailureError):
+    """The process was told to end by SIGTERM; the exit code is that of a shell."""
+
+    exit_code = 143

@@ -34,8 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--recipe", type=Path, metavar="FILE", help="passes and options in YAML")
     add("--task", metavar="TASK", help="task of the model (default: read from its config)")
-    add("--data", metavar="FILE", help="data for calibration and Fisher (jsonl, csv, parquet, hub)")
+    add(
+        "--data",
+        metavar="FILE",
+        help="data for training, calibration and Fisher (jsonl, csv, parquet, hub)",
+    )
     add("--eval-data", metavar="FILE", help="held-out data: report the metric before and after")
+    add(
+        "--teacher", metavar="MODEL", help="model to distil from (default: MODEL before the passes)"
+    )
     add("--backend", metavar="NAME", help="back end: onnx (default) or torch")
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where MODEL has none")
     add("--seq-len", type=int, metavar="N", help="longest sequence in tokens (default: 128)")

@@ -21,7 +21,7 @@ from obert_compiler.errors import ObertError
 __all__ = ["main"]
 
 _OF_THE_COMPILE_EXTRA = frozenset(
-    {"datasets", "safetensors", "seqeval", "tokenizers", "torch", "transformers"}
+    {"accelerate", "datasets", "safetensors", "seqeval", "tokenizers", "torch", "transformers"}
 )
 
 

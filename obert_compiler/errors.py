@@ -9,6 +9,7 @@
         ├── GraphError    (1)     a graph breaks a rule of its stage, or holds an unsupported op
         ├── NumericsError (1)     NaN, infinity, a singular block
         ├── ArtefactError (1)     an output folder or checkpoint cannot be written or read
+        ├── LostProcessError (1)  another process of the run is gone
         └── TerminatedError (143) the process was told to end (SIGTERM)
 
 A message is one line: the thing in quotes, what was expected, what was found, and the remedy.
@@ -23,6 +24,7 @@ __all__ = [
     "DataError",
     "FailureError",
     "GraphError",
+    "LostProcessError",
     "ModelError",
     "NumericsError",
     "ObertError",
@@ -73,6 +75,10 @@ class NumericsError(FailureError):
 
 class ArtefactError(FailureError):
     """An output folder or a checkpoint cannot be written, read or resumed."""
+
+
+class LostProcessError(FailureError):
+    """Another process of the run ended, or does not answer."""
 
 
 class TerminatedError(FailureError):

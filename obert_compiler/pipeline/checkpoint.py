@@ -44,14 +44,17 @@ class Checkpoints:
         folder: created when it does not exist.
         fingerprint: JSON-ready description of the request; a checkpoint of another request is not
             resumed.
+        writes: False in a process that only follows the one that writes.
     """
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], *, writes: bool = True) -> None:
         self.folder = folder
+        self._writes = writes
         self._fingerprint: dict[str, Any] = json.loads(json.dumps(fingerprint))
         self.records: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def _state_file(self) -> Path:
@@ -77,6 +80,8 @@ class Checkpoints:
         """Write ``graph`` as the state after one more step (``record`` None: as lowered)."""
         if record is not None:
             self.records.append(record)
+        if not self._writes:
+            return
         number = len(self.records)
         target = self.folder / f"graph-{number}"
         if target.exists():
@@ -103,6 +108,8 @@ class Checkpoints:
         self._write_state(source)
 
     def _write_state(self, source: Source) -> None:
+        if not self._writes:
+            return
         described = dataclasses.asdict(source)
         described["folder"] = None if source.folder is None else str(source.folder)
         state = {

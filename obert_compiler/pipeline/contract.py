@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from obert_compiler.graph.graph import Graph, Stage
+from obert_compiler.pipeline.processes import Processes
 from obert_compiler.pipeline.spec import Spec
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class Context:
             named. Not to be changed.
         progress: where to report progress.
         statistics: results that one pass leaves for later ones, by name (``"fisher"``).
+        processes: those that share the work; a pass that sums over examples adds up over them.
     """
 
     task: Task | None = None
@@ -150,6 +152,7 @@ class Context:
     teacher: Graph | None = None
     progress: Progress = field(default_factory=SilentProgress)
     statistics: dict[str, Any] = field(default_factory=dict)
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def unfinished(self) -> Path | None:

@@ -19,6 +19,7 @@ from obert_compiler.pipeline.checkpoint import Checkpoints
 from obert_compiler.pipeline.contract import Context, Pass, Progress, SilentProgress
 from obert_compiler.pipeline.measure import Meter
 from obert_compiler.pipeline.plan import Step, plan
+from obert_compiler.pipeline.processes import Processes
 from obert_compiler.pipeline.registry import passes_from_text
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class PassManager:
         work: Path | None = None,
         checkpoints: Checkpoints | None = None,
         progress: Progress | None = None,
+        processes: Processes | None = None,
     ) -> Graph:
         """Take ``graph`` through the passes; the graph given is left as it was.
 
@@ -81,6 +83,8 @@ class PassManager:
             checkpoints: where to keep the graph after each step; steps recorded there are restored
                 instead of run again.
             progress: where to report.
+            processes: those that share the work; each runs this with the same arguments and ends
+                with the same graph.
 
         Raises:
             UsageError: the order of passes is wrong, or data is missing.
@@ -100,6 +104,7 @@ class PassManager:
             work=work,
             teacher=teacher,
             progress=progress,
+            processes=processes or Processes(),
         )
         self.records = finished
         for step in steps[: len(finished)]:

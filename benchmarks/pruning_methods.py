@@ -23,6 +23,7 @@ from obert_compiler.pipeline.registry import passes_from_text
 
 if TYPE_CHECKING:
     from obert_compiler.data.batches import Batches
+    from obert_compiler.pipeline.processes import Processes
 
 __all__ = ["METHODS", "pruned_at"]
 
@@ -46,9 +47,9 @@ _GROUP = 4
 class PlainPrune(Prune):
     """``prune`` with plain least squares for each matrix."""
 
-    def row_repair(self, dense: Graph, data: Batches) -> LayerwiseRepair:
+    def row_repair(self, dense: Graph, data: Batches, processes: Processes) -> LayerwiseRepair:
         """See `LayerwiseRepair.plain`."""
-        return replace(super().row_repair(dense, data), plain=True)
+        return replace(super().row_repair(dense, data, processes), plain=True)
 
 
 def pruned_at(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,16 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from obert_compiler.emission import backend_from_text, check_out, new_folder
-from obert_compiler.errors import UsageError
+from obert_compiler.errors import ArtefactError, DataError, UsageError
 from obert_compiler.frontends import lower
+from obert_compiler.frontends.teacher import lower_teacher
 from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.verify import verify
 from obert_compiler.pipeline import registry
-from obert_compiler.pipeline.checkpoint import Checkpoints
+from obert_compiler.pipeline.checkpoint import Checkpoints, has_progress
 from obert_compiler.pipeline.contract import Backend, Progress, SilentProgress
 from obert_compiler.pipeline.manager import PassManager
 from obert_compiler.pipeline.measure import Meter
 from obert_compiler.pipeline.plan import Step
+from obert_compiler.pipeline.processes import Processes
 from obert_compiler.pipeline.recipe import Recipe, write_recipe
 from obert_compiler.report.build import build_report, describe_model, write_report
 from obert_compiler.runtime.bench import bench
@@ -68,6 +71,7 @@ def compile_model(
     latency: bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
+    processes: Processes | None = None,
 ) -> CompileResult:
     """Compile a model into the folder ``out``, which appears complete or not at all.
 
@@ -80,6 +84,8 @@ def compile_model(
         latency: measure latency before and after.
         threads: threads for evaluation and latency; all cores by default.
         progress: where to report.
+        processes: those that share the work. Each makes this call with the same arguments; one of
+            them writes, measures and reports. They see ``out`` on one file system.
 
     Raises:
         UsageError: an option, a pass or their order is wrong; nothing was written.
@@ -88,41 +94,57 @@ def compile_model(
     out = Path(out)
     manager = PassManager([p for text in recipe.passes for p in registry.passes_from_text(text)])
     backend = backend_from_text(recipe.backend)
-    check_out(out, overwrite=overwrite)
+    processes = processes or Processes()
     told = _Notes(progress or SilentProgress())
-    with _work_folder(out) as work:
-        checkpoints = Checkpoints(work, _fingerprint(recipe))
-        graph = _resumed(checkpoints, told) if resume else None
+    with _work_folder(out, processes, overwrite=overwrite) as work:
+        checkpoints = Checkpoints(work, _fingerprint(recipe), writes=processes.writer)
+        graph = None
+        if processes.writer:
+            graph = _resumed(checkpoints, told) if resume else None
+            if graph is None:
+                if has_progress(work):
+                    told.say(
+                        "the checkpoint of an earlier run is discarded; --resume would go on from "
+                        "it"
+                    )
+                checkpoints.clear()
+                graph = _lowered(recipe, model, manager, backend, checkpoints)
+        processes.wait()
         if graph is None:
-            if any(work.glob("graph-[1-9]*")):
-                told.say(
-                    "the checkpoint of an earlier run is discarded; --resume would go on from it"
-                )
-            checkpoints.clear()
-            graph = _lowered(recipe, model, manager, backend, checkpoints)
+            graph = _followed(checkpoints)
         task = task_for(graph.source, recipe.task)
         steps = manager.steps(graph, checkpoints)
         data = _data(recipe, graph, task, steps, told)
+        _check_same_data(data, processes)
         eval_data = _eval_data(recipe, graph, task)
-        _measure_before(checkpoints, graph, eval_data, threads, told)
+        teacher = _teacher(recipe, graph, steps, told)
+        if processes.writer:
+            _measure_before(checkpoints, graph, eval_data, threads, told)
         graph = manager.run(
             graph,
             data=data,
             task=task,
+            eval_data=eval_data,
+            teacher=teacher,
             seed=recipe.seed,
             work=work,
             checkpoints=checkpoints,
             progress=told,
+            processes=processes,
         )
-        with new_folder(out, overwrite=overwrite) as folder:
-            emitted = _emit(graph, backend, checkpoints, folder)
-            measured = _measure(checkpoints, emitted, eval_data, threads, latency, told)
-            report = _report(
-                recipe, graph, manager, checkpoints, emitted, measured, threads, told.lines
-            )
-            write_recipe(recipe, folder / "recipe.yaml")
-            write_report(report, folder)
-    shutil.rmtree(work, ignore_errors=True)
+        report: dict[str, Any] = {}
+        if processes.writer:
+            with new_folder(out, overwrite=overwrite) as folder:
+                emitted = _emit(graph, backend, checkpoints, folder)
+                measured = _measure(checkpoints, emitted, eval_data, threads, latency, told)
+                report = _report(
+                    recipe, graph, manager, checkpoints, emitted, measured, threads, told.lines
+                )
+                write_recipe(recipe, folder / "recipe.yaml")
+                write_report(report, folder)
+        report = processes.broadcast(report)
+    if processes.writer:
+        shutil.rmtree(work, ignore_errors=True)
     return CompileResult(out, report)
 
 
@@ -133,6 +155,7 @@ class _Notes:
         self._inner = inner
         self.lines: list[str] = []
         self.track = inner.track
+        self.bar = inner.bar
 
     def say(self, message: str) -> None:
         self.lines.append(message)
@@ -140,12 +163,16 @@ class _Notes:
 
 
 @contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
-    """The folder beside ``out`` that keeps checkpoints, held by one process at a time.
+def _work_folder(out: Path, processes: Processes, *, overwrite: bool) -> Iterator[Path]:
+    """The folder beside ``out`` that keeps checkpoints, held by one run at a time.
 
     A run that fails before its first pass is finished leaves none: there is nothing to resume.
     """
     work = out.absolute().parent / f".{out.name}.obertc"
+    if not processes.writer:
+        yield work
+        return
+    check_out(out, overwrite=overwrite)
     work.mkdir(exist_ok=True)
     with (work.parent / f".{out.name}.obertc.lock").open("w") as lock:
         try:
@@ -157,7 +184,7 @@ def _work_folder(out: Path) -> Iterator[Path]:
         try:
             yield work
         except BaseException:
-            if not any(work.glob("graph-[1-9]*")):
+            if not has_progress(work):
                 shutil.rmtree(work, ignore_errors=True)
             raise
         finally:
@@ -176,6 +203,35 @@ def _resumed(checkpoints: Checkpoints, told: Progress) -> Graph | None:
     if graph is None:
         told.say("no checkpoint to resume from; starting at the beginning")
     return graph
+
+
+def _followed(checkpoints: Checkpoints) -> Graph:
+    """The graph that another process has put among its checkpoints."""
+    graph = checkpoints.load()
+    if graph is None:
+        raise ArtefactError(
+            f"checkpoint '{checkpoints.folder}': expected the one that the first process wrote, "
+            "found none; processes on several machines need the output on a file system that all "
+            "of them see"
+        )
+    return graph
+
+
+def _check_same_data(data: Batches | None, processes: Processes) -> None:
+    """Processes that read other examples would add up sums of different things."""
+    if data is None or processes.count == 1:
+        return
+    digest = hashlib.sha256()
+    for example in data.examples:
+        for name, array in [*example.inputs.items(), *(example.labels or {}).items()]:
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    found = processes.gather(digest.hexdigest())
+    others = [rank for rank, digest_of in enumerate(found) if digest_of != found[0]]
+    if others:
+        raise DataError(
+            f"data '{data.origin}': expected the same examples in every process, found others in "
+            f"rank {others[0]} than in rank 0; give every machine the same files"
+        )
 
 
 def _lowered(
@@ -211,8 +267,11 @@ def _data(
     from obert_compiler.data.batches import Batches
 
     if recipe.data is not None:
+        limit: int | None
         asked = [getattr(s.run, n, 0) for s in steps for n in ("samples", "repair_samples")]
         limit = recipe.samples or max([_SAMPLES, *asked])
+        if recipe.samples is None and any(s.run.reads_all_data for s in steps):
+            limit = None
         return _open(recipe, recipe.data, graph, task, limit)
     tokenizer = _tokenizer(recipe, graph)
     if task is None or tokenizer is None:
@@ -263,6 +322,19 @@ def _eval_data(recipe: Recipe, graph: Graph, task: Task | None) -> Batches | Non
     if recipe.eval_data is None:
         return None
     return _open(recipe, recipe.eval_data, graph, task, None)
+
+
+def _teacher(recipe: Recipe, graph: Graph, steps: list[Step], told: Progress) -> Graph | None:
+    """The model named by ``--teacher``; None for the model as it was before the passes."""
+    if recipe.teacher is None:
+        return None
+    if not any(step.run.uses_teacher for step in steps):
+        raise UsageError(
+            f"teacher '{recipe.teacher}': expected a pass that learns from it, such as finetune, "
+            "found none; leave --teacher out"
+        )
+    told.say(f"lowering the teacher '{recipe.teacher}'")
+    return lower_teacher(recipe.teacher, graph, task=recipe.task, tokenizer=recipe.tokenizer)
 
 
 def _measure_before(

@@ -8,7 +8,9 @@
         ├── DataError     (1)     a data file cannot be read or does not fit the task
         ├── GraphError    (1)     a graph breaks a rule of its stage, or holds an unsupported op
         ├── NumericsError (1)     NaN, infinity, a singular block
-        └── ArtefactError (1)     an output folder or checkpoint cannot be written or read
+        ├── ArtefactError (1)     an output folder or checkpoint cannot be written or read
+        ├── LostProcessError (1)  another process of the run is gone
+        └── TerminatedError (143) the process was told to end (SIGTERM)
 
 A message is one line: the thing in quotes, what was expected, what was found, and the remedy.
 """
@@ -22,10 +24,12 @@ __all__ = [
     "DataError",
     "FailureError",
     "GraphError",
+    "LostProcessError",
     "ModelError",
     "NumericsError",
     "ObertError",
     "SpecError",
+    "TerminatedError",
     "UsageError",
 ]
 
@@ -71,3 +75,13 @@ class NumericsError(FailureError):
 
 class ArtefactError(FailureError):
     """An output folder or a checkpoint cannot be written, read or resumed."""
+
+
+class LostProcessError(FailureError):
+    """Another process of the run ended, or does not answer."""
+
+
+class TerminatedError(FailureError):
+    """The process was told to end by SIGTERM; the exit code is that of a shell."""
+
+    exit_code = 143

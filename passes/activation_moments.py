@@ -5,12 +5,15 @@ For rows ``x`` (input in the pruned model) and ``z`` (what the dense model has t
     H = sum x^T x,   C = sum x^T z,   s_x = sum x,   s_z = sum z
 
 ``z`` is the dense input ``x_d`` where many matrices read it, because ``X^T X_d W^T = C W^T`` serves
-them all, or the dense output itself where it is narrower. Sums of several processes add up.
+them all, or the dense output itself where it is narrower. Sums of several processes add up
+(`ActivationMoments.add_up`).
 Products are float64: encoders have inputs a thousand times larger than the others, and what float32
 rounds off beside them makes H indefinite.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +54,13 @@ class ActivationMoments:
         self._waiting.append((x, z))
         if sum(len(waiting) for waiting, _ in self._waiting) >= _ROWS:
             self._flush()
+
+    def add_up(self, over: Callable[[Float64Array], Float64Array]) -> None:
+        """Replace every sum by ``over(sum)``, which adds up those of several processes."""
+        self._flush()
+        self._H, self._C = np.asfortranarray(over(self._H)), over(self._C)
+        self._sum_x, self._sum_z = over(self._sum_x), over(self._sum_z)
+        self.rows = int(over(np.array([float(self.rows)]))[0])
 
     def second(self, centred: bool) -> tuple[Float64Array, Float64Array]:
         """``H [width, width]`` and ``C [width, target_width]``.

@@ -67,7 +67,7 @@ class ActivationStatistics:
 
     Args:
         features: length of the last axis.
-        rng: draws the sample of rows.
+        rng: draws the sample of rows; `add` takes another for the rows that come next.
         sample_rows: number of rows kept, a uniform sample without replacement of all rows.
         bins: bins of the histogram.
     """
@@ -111,8 +111,16 @@ class ActivationStatistics:
         """The sampled rows, float32 ``[<= sample_rows, features]``."""
         return self._sample
 
-    def add(self, rows: FloatArray) -> None:
-        """Take in ``rows`` ``[n, features]``, all finite."""
+    def add(self, rows: FloatArray, rng: np.random.Generator | None = None) -> None:
+        """Take in ``rows`` ``[n, features]``, all finite.
+
+        Args:
+            rows: the rows.
+            rng: draws the sample from here on. With one for each part of the data, the sample does
+                not depend on who adds which part and when.
+        """
+        if rng is not None:
+            self._rng = rng
         if not len(rows):
             return
         self.rows += len(rows)
@@ -122,15 +130,26 @@ class ActivationStatistics:
         self._sum += rows.sum(axis=0, dtype=np.float64)
         self._draw(rows)
 
+    def merge(self, other: ActivationStatistics) -> None:
+        """Take in what ``other`` has seen, which may be left changed."""
+        self.rows += other.rows
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.histogram.merge(other.histogram)
+        self._sum += other._sum
+        self._keep(other._keys, other._sample)
+
     def _draw(self, rows: FloatArray) -> None:
         # The rows with the smallest of independent uniform keys are a uniform sample.
         keys = self._rng.random(len(rows))
         taken = np.argsort(keys)[: self._sample_rows]
         if len(self._keys) == self._sample_rows:
             taken = taken[keys[taken] < self._keys[-1]]
-        merged = np.concatenate([self._keys, keys[taken]])
+        self._keep(keys[taken], rows[taken])
+
+    def _keep(self, keys: npt.NDArray[np.float64], rows: FloatArray) -> None:
+        merged = np.concatenate([self._keys, keys])
         order = np.argsort(merged)[: self._sample_rows]
-        self._sample = np.concatenate([self._sample, rows[taken]])[order]
+        self._sample = np.concatenate([self._sample, rows])[order]
         self._keys = merged[order]
 
 

@@ -70,6 +70,22 @@ class GrowingHistogram:
         counts = np.bincount(index - new_first).astype(np.int64)
         self._merge(new_first, counts)
 
+    def merge(self, other: GrowingHistogram) -> None:
+        """Count what ``other`` has counted; the result is that of all values in one histogram.
+
+        ``other`` has as many bins as this one, and may be left with wider ones.
+        """
+        if not len(other._counts):
+            return
+        low, high = other._first, other._first + len(other._counts) - 1
+        self._widen(low * other.width, high * other.width)
+        while self._exponent < other._exponent and len(self._counts):
+            self._halve()
+        self._exponent = max(self._exponent, other._exponent)
+        while other._exponent < self._exponent:
+            other._halve()
+        self._merge(other._first, other._counts)
+
     def quantile(self, fraction: float) -> float:
         """Value below which ``fraction`` of the counted values lie, linear within a bin."""
         if not len(self._counts):

@@ -20,6 +20,8 @@ import onnx_ir as ir
 from obert_compiler.errors import DataError, NumericsError
 from obert_compiler.graph.graph import Graph
 from obert_compiler.passes.calibration import ActivationStatistics
+from obert_compiler.passes.threads import threads_asked_for
+from obert_compiler.pipeline.processes import Processes
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -40,6 +42,7 @@ def collect_statistics(
     seed: int,
     sample_rows: int = 256,
     held_bytes: int = _HELD_BYTES,
+    processes: Processes | None = None,
 ) -> dict[ir.Value, ActivationStatistics]:
     """Stream ``batches`` through ``graph``.
 
@@ -52,6 +55,7 @@ def collect_statistics(
         sample_rows: rows kept of each activation.
         held_bytes: a bound on the activations held at one time; a batch is cut into pieces of
             whole examples to stay below, one example at least.
+        processes: those that share the batches; all get the statistics of all batches.
 
     Returns:
         Statistics of each activation.
@@ -60,17 +64,18 @@ def collect_statistics(
         DataError: no batch came, or one lacks an input of the graph.
         NumericsError: an activation holds NaN or infinity.
     """
-    seeds = np.random.SeedSequence(seed).spawn(len(activations))
+    processes = processes or Processes()
     statistics: dict[ir.Value, ActivationStatistics] = {}
-    rng_of = {x: np.random.default_rng(s) for x, s in zip(activations, seeds, strict=True)}
     widths = sum(_width(x) for x in activations)
     inputs = [value.name or "" for value in graph.model.graph.inputs]
     cut = _may_cut(graph)
     fetched = [x for x in activations if not x.is_graph_input()]
     runs = 0
     with _session(graph, fetched) as session:
-        for batch in batches:
+        for number, batch in processes.share(enumerate(batches)):
             feeds = _feeds(batch, inputs)
+            # A draw for each batch: the sample is the same whichever process has which batches.
+            rngs = {x: np.random.default_rng([seed, number, i]) for i, x in enumerate(activations)}
             for piece in _pieces(feeds, widths, held_bytes) if cut else [feeds]:
                 runs += 1
                 arrays = session.run([x.name for x in fetched], piece) if fetched else []
@@ -81,12 +86,20 @@ def collect_statistics(
                     _check_finite(rows, site)
                     if x not in statistics:
                         statistics[x] = ActivationStatistics(
-                            rows.shape[-1], rng_of[x], sample_rows=sample_rows
+                            rows.shape[-1], rngs[x], sample_rows=sample_rows
                         )
-                    statistics[x].add(rows)
-    if not runs:
+                    statistics[x].add(rows, rngs[x])
+    if not sum(processes.gather(runs)):
         raise DataError("calibration data: expected at least one batch, found none; give more data")
-    return statistics
+    return {x: _merged(processes.gather(statistics.get(x))) for x in activations}
+
+
+def _merged(parts: list[ActivationStatistics | None]) -> ActivationStatistics:
+    """The statistics of all batches, from those that each process has seen."""
+    first, *others = (part for part in parts if part is not None)
+    for other in others:
+        first.merge(other)
+    return first
 
 
 def real_rows(array: FloatArray, mask: npt.NDArray[Any] | None) -> FloatArray:
@@ -155,6 +168,7 @@ def _session(graph: Graph, fetched: list[ir.Value]) -> Iterator[onnxruntime.Infe
     before = list(outputs)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads_asked_for() or 0
     with tempfile.TemporaryDirectory(prefix="obert-calibration-") as folder:
         path = Path(folder) / "float.onnx"
         try:

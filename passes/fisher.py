@@ -120,13 +120,17 @@ class Fisher(Pass):
                 f"fisher: {len(sites)} sites in {len(groups)} groups to stay below "
                 f"memory={self.memory:g} GB; each takes forward and backward passes of its own"
             )
-        statistics = FisherStatistics.create(context.work, self.block)
-        run = Estimation(module, module.linear_sites, objective, data, bound, statistics)
+        processes = context.processes
+        statistics = FisherStatistics.create(
+            context.work, self.block, layouts, empty=processes.writer
+        )
+        processes.wait()
+        run = Estimation(module, module.linear_sites, objective, data, bound, statistics, processes)
         for number, names in enumerate(groups, start=1):
             what = "fisher" if len(groups) == 1 else f"fisher {number} of {len(groups)}"
             group = {name: layout for name, layout in layouts.items() if name in names}
             run.estimate(group, context.progress, what)
-        statistics.finish(len(data.examples))
+        run.finish()
         context.statistics.update(fisher=statistics, fisher_pass=self)
         report = {
             "examples": len(data.examples),

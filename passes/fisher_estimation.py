@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from obert_compiler.errors import GraphError, NumericsError, UsageError
 from obert_compiler.passes.fisher_blocks import BlockLayout
 from obert_compiler.passes.fisher_gradients import GradientRecorder, accumulate_blocks
 from obert_compiler.passes.fisher_statistics import FisherStatistics
 from obert_compiler.pipeline.contract import Progress, Skip
+from obert_compiler.pipeline.processes import Processes
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +80,9 @@ class Estimation:
         data: the examples.
         bound: bytes that may be held beside a forward and backward pass.
         statistics: where results go.
-        seconds: time spent, by kind of work.
-        peak_bytes: most bytes held at once.
+        processes: those that share the batches; each writes the sites that fall to it.
+        seconds: time spent, by kind of work, of the process that took longest.
+        peak_bytes: most bytes that a process held at once.
         dead_inputs: inputs of a site without any gradient, where there are some.
         skips: uses and sites that do not count.
     """
@@ -90,6 +93,7 @@ class Estimation:
     data: Batches
     bound: int
     statistics: FisherStatistics
+    processes: Processes = field(default_factory=Processes)
     seconds: dict[str, float] = field(
         default_factory=lambda: {"forward_backward": 0.0, "accumulate": 0.0, "write": 0.0}
     )
@@ -106,13 +110,14 @@ class Estimation:
         """
         import torch
 
+        self.statistics.layouts.update(layouts)
         F = {n: torch.zeros(x.count, x.block, x.block) for n, x in layouts.items()}
         held = sum(blocks.nbytes for blocks in F.values()) + _WORKING_BYTES
-        self.objective.reset()
         recorder = GradientRecorder({name: self.linear_sites[name] for name in layouts})
         waiting, largest = 0, 0
         try:
-            for batch in progress.track(self.data, what, len(self.data)):
+            batches = progress.track(self.data, what, len(self.data))
+            for batch in self.processes.share(batches):
                 before = recorder.nbytes
                 self._forward_backward(recorder, batch)
                 recorded = recorder.nbytes
@@ -125,8 +130,25 @@ class Estimation:
         finally:
             recorder.close()
         self._note_ignored(recorder)
+        owners = self.processes.deal(self.statistics.costs)
         for name, layout in layouts.items():
-            self._write(name, layout, F.pop(name))
+            blocks = F.pop(name).numpy()
+            self.processes.add_up(blocks, owners[name])
+            if owners[name] == self.processes.rank:
+                self._write(name, layout, blocks)
+
+    def finish(self) -> None:
+        """Put together what the processes found, once every group is estimated."""
+        statistics, processes = self.statistics, self.processes
+        statistics.mean_squares = processes.merge(statistics.mean_squares)
+        self.dead_inputs = processes.merge(self.dead_inputs)
+        self.skips = list(dict.fromkeys(skip for s in processes.gather(self.skips) for skip in s))
+        self.peak_bytes = max(processes.gather(self.peak_bytes))
+        spent = processes.gather(self.seconds)
+        self.seconds = {kind: max(each[kind] for each in spent) for kind in self.seconds}
+        statistics.finish(len(self.data.examples), write=processes.writer)
+        # Sites of other processes may be read once this returns.
+        processes.wait()
 
     def _forward_backward(self, recorder: GradientRecorder, batch: Batch) -> None:
         start = time.perf_counter()
@@ -170,9 +192,9 @@ class Estimation:
             for name, shape in recorder.ignored.items()
         ]
 
-    def _write(self, name: str, layout: BlockLayout, F: torch.Tensor) -> None:
+    def _write(self, name: str, layout: BlockLayout, blocks: npt.NDArray[np.float32]) -> None:
         start = time.perf_counter()
-        blocks = F.div_(len(self.data.examples)).numpy()
+        blocks /= len(self.data.examples)
         diagonal = np.einsum("kii->ki", blocks).reshape(layout.rows, -1)[:, : layout.columns]
         dead = int((~diagonal.any(axis=0)).sum())
         if dead == layout.columns:

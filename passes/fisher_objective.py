@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from obert_compiler.errors import GraphError
 from obert_compiler.graph.graph import Graph
 
@@ -24,7 +26,8 @@ class Objective:
         graph: the graph whose inputs are fed.
         task: gives losses and samples; None samples the first output as a Gaussian.
         own_labels: draw labels from the model.
-        seed: of the draw; every `reset` repeats it.
+        seed: of the draw. Each batch has a draw of its own, the same whenever and in whichever
+            process it comes.
     """
 
     def __init__(self, graph: Graph, task: Task | None, own_labels: bool, seed: int) -> None:
@@ -32,13 +35,6 @@ class Objective:
         self.task = task
         self.own_labels = own_labels
         self.seed = seed
-        self.reset()
-
-    def reset(self) -> None:
-        """Draw the same labels again."""
-        import torch
-
-        self.generator = torch.Generator().manual_seed(self.seed)
 
     def describe(self) -> str:
         """Where labels come from."""
@@ -56,7 +52,7 @@ class Objective:
             return self._gaussian(outputs, batch)
         if self.own_labels:
             with torch.no_grad():
-                batch = self.task.sample_labels(outputs, batch, self.generator)
+                batch = self.task.sample_labels(outputs, batch, self._generator(batch))
         return self.task.losses(outputs, batch)
 
     def _gaussian(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
@@ -69,9 +65,16 @@ class Objective:
                 "fisher: expected a floating-point output with one row per example, found "
                 f"{', '.join(f'{n} {tuple(v.shape)}' for n, v in outputs.items())}; name a --task"
             )
-        noise = torch.randn(output.shape, generator=self.generator)
+        noise = torch.randn(output.shape, generator=self._generator(batch))
         mask = batch.inputs.get("attention_mask")
         if mask is not None and output.ndim == 3 and output.shape[:2] == mask.shape:
             noise = noise * torch.as_tensor(mask).unsqueeze(-1)
         # The gradient of 1/2 ||f - (f0 + noise)||^2 at f = f0 is that of -<f, noise>.
         return -(output * noise).flatten(1).sum(dim=1)
+
+    def _generator(self, batch: Batch) -> torch.Generator:
+        """Of the labels of one batch, which its first example names."""
+        import torch
+
+        state = np.random.SeedSequence([self.seed, int(batch.rows[0])]).generate_state(1)
+        return torch.Generator().manual_seed(int(state[0]))

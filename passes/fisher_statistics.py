@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,27 +51,43 @@ class FisherStatistics:
     mean_squares: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def create(cls, work: Path | None, block: int) -> FisherStatistics:
-        """Start in the folder ``fisher`` of ``work``, emptied, or in a temporary folder.
+    def create(
+        cls,
+        work: Path | None,
+        block: int,
+        layouts: Mapping[str, BlockLayout] | None = None,
+        *,
+        empty: bool = True,
+    ) -> FisherStatistics:
+        """Start in the folder ``fisher`` of ``work``, or in a temporary folder.
 
         A temporary folder is deleted with the object.
+
+        Args:
+            work: a folder that several processes may share, each writing some of the sites; None
+                for a temporary folder, in which a process finds what it wrote itself.
+            block: weights per Fisher block.
+            layouts: of every site that will be written, where several processes write them.
+            empty: whether to empty the folder; one process does.
 
         Raises:
             ArtefactError: the folder cannot be written.
         """
         try:
             if work is None:
-                statistics = cls(Path(tempfile.mkdtemp(prefix="obert-fisher-")), block)
+                folder = Path(tempfile.mkdtemp(prefix="obert-fisher-"))
+                statistics = cls(folder, block, layouts=dict(layouts or {}))
                 weakref.finalize(statistics, shutil.rmtree, statistics.folder, ignore_errors=True)
                 return statistics
             folder = work / "fisher"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            if empty:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
         except OSError as error:
             raise ArtefactError(
                 f"statistics in '{work}': {error}; choose another folder"
             ) from error
-        return cls(folder, block)
+        return cls(folder, block, layouts=dict(layouts or {}))
 
     @classmethod
     def open(cls, work: Path) -> FisherStatistics:
@@ -121,9 +138,16 @@ class FisherStatistics:
                 "folder for temporary files (TMPDIR)"
             ) from error
 
-    def finish(self, examples: int) -> None:
-        """Record that every site is written, each the mean over ``examples`` gradients."""
+    def finish(self, examples: int, *, write: bool = True) -> None:
+        """Record that every site is written, each the mean over ``examples`` gradients.
+
+        Args:
+            examples: their number.
+            write: whether to write the index; one process does.
+        """
         self.count = examples
+        if not write:
+            return
         sites = {
             name: [layout.rows, layout.columns, self.mean_squares[name]]
             for name, layout in self.layouts.items()
@@ -157,6 +181,11 @@ class FisherStatistics:
         except (OSError, ValueError) as error:
             raise ArtefactError(f"Fisher of '{name}' in '{self.folder}': {error}") from error
         return blocks
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Blocks of each site: what it costs to solve, and what sites are shared out by."""
+        return {name: float(layout.count) for name, layout in self.layouts.items()}
 
     @property
     def mean_square(self) -> float:

@@ -23,6 +23,7 @@ from obert_compiler.graph.constants import is_constant
 from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.linear import LinearSite
 from obert_compiler.passes.array_store import ArrayStore
+from obert_compiler.passes.threads import threads_asked_for
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -157,7 +158,7 @@ class StagedRun:
     ) -> None:
         self._graph = graph
         self._stages = stages
-        self._kept = [ArrayStore(held_bytes // len(feeds)) for _ in feeds]
+        self._kept = [ArrayStore(held_bytes // max(1, len(feeds))) for _ in feeds]
         for store, feed in zip(self._kept, feeds, strict=True):
             for name, array in feed.items():
                 store[name] = array
@@ -193,6 +194,7 @@ def _session(graph: Graph, stage: WalkStage) -> Iterator[onnxruntime.InferenceSe
     part.opset_imports.update(model.graph.opset_imports)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads_asked_for() or 0
     with tempfile.TemporaryDirectory(prefix="obert-stage-") as folder:
         path = Path(folder) / "stage.onnx"
         # Through a file, because a message in memory is limited to 2 GB.

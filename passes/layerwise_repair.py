@@ -25,6 +25,7 @@ from obert_compiler.passes.activation_moments import ActivationMoments
 from obert_compiler.passes.calibration_run import real_rows
 from obert_compiler.passes.graph_stages import GraphStages, StagedRun, WalkStage, cut_into_stages
 from obert_compiler.passes.row_repair import repair_rows, solve_operations
+from obert_compiler.pipeline.processes import Processes
 
 if TYPE_CHECKING:
     from obert_compiler.data.batches import Batches
@@ -48,6 +49,7 @@ class LayerwiseRepair:
         data: examples.
         damping: ridge, as a share of the mean diagonal of ``H`` of each site.
         held_bytes: bound on activations kept in memory between stages.
+        processes: those that share the batches, and the rows of every site.
         operations: multiply-adds of the factorisations of each site.
         positions: rows of its least squares.
         plain: each matrix aims at its own dense output and not at the sum it is added to, moments
@@ -62,6 +64,7 @@ class LayerwiseRepair:
     data: Batches
     damping: float
     held_bytes: int
+    processes: Processes = field(default_factory=Processes)
     operations: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
@@ -71,7 +74,7 @@ class LayerwiseRepair:
 
     def __post_init__(self) -> None:
         names = [value.name or "" for value in self.dense.model.graph.inputs]
-        self._feeds = [batch.feed(names) for batch in self.data]
+        self._feeds = [batch.feed(names) for batch in self.processes.share(self.data)]
 
     def repair(self, graph: Graph, kept: Mapping[str, BoolArray], progress: Progress) -> None:
         """Set the weights and biases of the sites in ``kept`` (masks ``[out, in]``).
@@ -116,6 +119,8 @@ class LayerwiseRepair:
             )
             for target in targets:
                 target.add(pruned, dense)
+        for target in targets:
+            target.moments.add_up(self.processes.sum)
 
     def _repair_site(self, site: LinearSite, target: _Target, kept: BoolArray) -> None:
         W, bias = target.starts[site.name], target.biases[site.name]
@@ -128,7 +133,14 @@ class LayerwiseRepair:
         else:
             H, T = target.system(site.name)
             where = f"site '{site.name}'"
-            repaired = repair_rows(H, T, kept, W, damping=self.damping, where=where)
+            repaired = np.zeros(kept.shape)
+            # Every process solves for some of the rows, and all get the same bytes.
+            mine = slice(self.processes.rank, None, self.processes.count)
+            part = repair_rows(
+                H, T[:, mine], kept[mine], W[mine], damping=self.damping, where=where
+            )
+            for rank, rows in enumerate(self.processes.gather(part)):
+                repaired[rank :: self.processes.count] = rows
             self.operations[site.name] = solve_operations(kept)
         if self.rounding is not None:
             repaired = self.rounding(site.name, H, repaired, kept)

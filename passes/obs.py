@@ -13,7 +13,6 @@ without changing the shape of the batch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from obert_compiler.errors import NumericsError
+from obert_compiler.passes.threads import threads
 
 __all__ = ["group_saliency", "joint_repair", "mean_diagonal", "quadratic_loss"]
 
@@ -197,5 +197,5 @@ def _over_chunks(solve: Callable[[slice], Float64Array], count: int, size: int) 
     """Results of ``solve`` for consecutive slices of ``count`` blocks, in order."""
     step = max(1, _CHUNK_VALUES // (size * size))
     parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
-    with ThreadPoolExecutor(max_workers=min(len(parts), os.cpu_count() or 1) or 1) as pool:
+    with ThreadPoolExecutor(max_workers=min(len(parts), threads()) or 1) as pool:
         return np.concatenate(list(pool.map(solve, parts)))

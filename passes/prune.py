@@ -47,6 +47,7 @@ from obert_compiler.pipeline.contract import Context, Pass, PassResult, Skip
 if TYPE_CHECKING:
     from obert_compiler.data.batches import Batches
     from obert_compiler.graph.linear import LinearSite
+    from obert_compiler.pipeline.processes import Processes
 
 __all__ = ["Prune"]
 
@@ -258,10 +259,7 @@ class Prune(Pass):
             if number:
                 context.progress.say(f"prune: step {number + 1} of {len(self.ways)}")
                 context = self._estimated_again(graph, context)
-            saliencies = [
-                self._saliency(s, context)
-                for s in context.progress.track(sites, "saliency", len(sites))
-            ]
+            saliencies = self._saliencies(sites, context)
             before = before or [int(np.isneginf(s).sum()) for s in saliencies]
             masks = dict(zip(names, self._choose(names, saliencies, way), strict=True))
             del saliencies
@@ -338,6 +336,14 @@ class Prune(Pass):
         damping = self.absolute_damping or self.damping * statistics.mean_square
         return FisherMatrix(blocks, layout, damping, f"site '{site.name}'")
 
+    def _saliencies(self, sites: Sequence[LinearSite], context: Context) -> list[FloatArray]:
+        """Saliency of the groups of every site, in order."""
+        mine = _mine(sites, context)
+        tracked = context.progress.track(sites, "saliency", len(sites))
+        found = {s.name: self._saliency(s, context) for s in tracked if s.name in mine}
+        merged = context.processes.merge(found)
+        return [merged[site.name] for site in sites]
+
     def _saliency(self, site: LinearSite, context: Context) -> FloatArray:
         """Saliency of the groups of one site; minus infinity where pruned already."""
         W = site.weight()
@@ -390,6 +396,8 @@ class Prune(Pass):
         figures: dict[str, dict[str, Any]] = {name: {} for name in masks}
         skips: list[Skip] = []
         sites = [site for site in find_linear_sites(graph) if site.name in masks]
+        mine = _mine(sites, context)
+        moved: dict[str, tuple[FloatArray, dict[str, Any]]] = {}
         for site in context.progress.track(sites, "repair", len(sites)):
             W = site.weight()
             removed = np.repeat(masks[site.name], self.group, axis=1)
@@ -400,18 +408,20 @@ class Prune(Pass):
             if repaired_by == "rows":
                 by_rows[site.name] = ~removed & (W != 0)
             if repaired_by == "rows" or self.method == "magnitude":
-                pruned = np.where(removed, np.float32(0), W)
-            else:
+                _set_weight(site, np.where(removed, np.float32(0), W))
+            elif site.name in mine:
                 fisher = self._fisher_of(site, context)
                 remove = fisher.remove if repaired_by == "none" else fisher.repair
                 pruned, increase = remove(W, removed)
-                figures[site.name]["predicted_loss_increase"] = increase
-                figures[site.name]["damping"] = fisher.damping
-            if not np.array_equal(pruned, W):
-                site.set_weight(pruned)
+                found = {"predicted_loss_increase": increase, "damping": fisher.damping}
+                moved[site.name] = pruned, found
+        by_name = {site.name: site for site in sites}
+        for name, (pruned, found) in context.processes.merge(moved).items():
+            figures[name].update(found)
+            _set_weight(by_name[name], pruned)
         if by_rows:
             data = self._data(context, max(mask.shape[1] for mask in by_rows.values()))
-            walk = self.row_repair(dense, data)
+            walk = self.row_repair(dense, data, context.processes)
             walk.repair(graph, by_rows, context.progress)
             skips += [Skip(name, _CONSTANT) for name in walk.constant]
             for name in by_rows:
@@ -419,9 +429,9 @@ class Prune(Pass):
                 figures[name]["repair_positions"] = walk.positions[name]
         return figures, skips
 
-    def row_repair(self, dense: Graph, data: Batches) -> LayerwiseRepair:
+    def row_repair(self, dense: Graph, data: Batches, processes: Processes) -> LayerwiseRepair:
         """What repairs whole rows; a subclass may take another."""
-        return LayerwiseRepair(dense, data, self.repair_damping, int(self.memory * _GB))
+        return LayerwiseRepair(dense, data, self.repair_damping, int(self.memory * _GB), processes)
 
     def _data(self, context: Context, widest: int) -> Batches:
         """Examples with enough positions for matrices of ``widest`` inputs."""
@@ -441,6 +451,20 @@ class Prune(Pass):
         again = replace(context, work=None, statistics={})
         fisher.run(graph, again)
         return again
+
+
+def _mine(sites: Sequence[LinearSite], context: Context) -> set[str]:
+    """Sites whose Fisher this process has and works on; without a Fisher all, which is cheap."""
+    statistics = context.statistics.get("fisher")
+    if statistics is None:
+        return {site.name for site in sites}
+    owners = context.processes.deal(statistics.costs)
+    return {s.name for s in sites if owners.get(s.name, 0) == context.processes.rank}
+
+
+def _set_weight(site: LinearSite, weight: FloatArray) -> None:
+    if not np.array_equal(weight, site.weight()):
+        site.set_weight(weight)
 
 
 def _fisher_block(span: int) -> int:

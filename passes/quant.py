@@ -209,7 +209,11 @@ class Quant(Pass):
         if not activations:
             return {}
         return collect_statistics(
-            graph, activations, self._batches(graph, context), seed=context.seed
+            graph,
+            activations,
+            self._batches(graph, context),
+            seed=context.seed,
+            processes=context.processes,
         )
 
     def _batches(self, graph: Graph, context: Context) -> Iterator[dict[str, npt.NDArray[Any]]]:

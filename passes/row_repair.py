@@ -23,7 +23,6 @@ takes the smaller of the two; `solve_operations` counts them. All of it is float
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -32,6 +31,7 @@ import numpy.typing as npt
 from scipy.linalg import lapack
 
 from obert_compiler.errors import NumericsError
+from obert_compiler.passes.threads import threads
 
 __all__ = ["repair_rows", "solve_operations"]
 
@@ -151,5 +151,5 @@ def _over_rows(work: Callable[[int, int], None], rows: npt.NDArray[np.intp]) -> 
         for place in range(start, min(start + _ROWS_PER_TASK, rows.size)):
             work(int(rows[place]), place)
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=threads()) as pool:
         list(pool.map(some, places))

@@ -5,6 +5,7 @@ MODEL is a folder, a hub id or a .onnx file. OUT appears complete or not at all.
   obertc compile bert-base-uncased --passes prune,quant,pack
   obertc compile MODEL -o OUT --passes prune:sparsity=0.9:block=4,quant,pack --data train.jsonl
   obertc compile --recipe OUT/recipe.yaml -o OUT2
+  torchrun --nproc-per-node N -m obert_compiler compile MODEL -o OUT
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 from obert_compiler.cli.console import Console
 from obert_compiler.errors import UsageError
 
-__all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
+__all__ = ["MANY_PROCESSES", "NAME", "SUMMARY", "add_arguments", "run"]
 
 NAME = "compile"
 SUMMARY = "compress a model into one folder"
+MANY_PROCESSES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--recipe", type=Path, metavar="FILE", help="passes and options in YAML")
     add("--task", metavar="TASK", help="task of the model (default: read from its config)")
-    add("--data", metavar="FILE", help="data for calibration and Fisher (jsonl, csv, parquet, hub)")
+    add(
+        "--data",
+        metavar="FILE",
+        help="data for training, calibration and Fisher (jsonl, csv, parquet, hub)",
+    )
     add("--eval-data", metavar="FILE", help="held-out data: report the metric before and after")
+    add(
+        "--teacher", metavar="MODEL", help="model to distil from (default: MODEL before the passes)"
+    )
     add("--backend", metavar="NAME", help="back end: onnx (default) or torch")
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where MODEL has none")
     add("--seq-len", type=int, metavar="N", help="longest sequence in tokens (default: 128)")
@@ -77,6 +86,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         latency=not options.no_latency,
         threads=options.threads,
         progress=console,
+        processes=options.processes,
     )
     console.result({"folder": str(result.folder), "report": result.report})
     rows = [(row.what, row.before, row.after, row.change) for row in summary_rows(result.report)]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from obert_compiler.pipeline.contract import Bar
 
 __all__ = ["Console"]
 
@@ -69,17 +73,31 @@ class Console:
             return
         if total is None and isinstance(items, Sized):
             total = len(items)
+        with self._shown(what, total) as task:
+            for item in items:
+                yield item
+                self._bars.advance(task)
+
+    @contextmanager
+    def bar(self, what: str, total: float) -> Iterator[Bar]:
+        """A bar that the caller moves."""
+        if self._bars is None:
+            yield _MovedBar(None, None, what)
+            return
+        with self._shown(what, total) as task:
+            yield _MovedBar(self._bars, task, what)
+
+    @contextmanager
+    def _shown(self, what: str, total: float | None) -> Iterator[Any]:
         if self._running == 0:
             self._bars.start()
         self._running += 1
-        bar = self._bars.add_task(what, total=total)
+        task = self._bars.add_task(what, total=total)
         self._bars.refresh()
         try:
-            for item in items:
-                yield item
-                self._bars.advance(bar)
+            yield task
         finally:
-            self._bars.remove_task(bar)
+            self._bars.remove_task(task)
             self._running -= 1
             if self._running == 0:
                 self._bars.stop()
@@ -126,6 +144,22 @@ class Console:
     def flush(self) -> None:
         """Hand everything to the reader of stdout now, so that a closed pipe is noticed."""
         self._stdout.flush()
+
+
+class _MovedBar:
+    """A bar with a text of its own beside its name; without bars it shows nothing."""
+
+    def __init__(self, bars: Any, task: Any, what: str) -> None:
+        self._bars = bars
+        self._task = task
+        self._what = what
+
+    def move(self, done: float, text: str = "") -> None:
+        """Show how much is done, and ``text``."""
+        if self._bars is None:
+            return
+        shown = f"{self._what}: {text}" if text else self._what
+        self._bars.update(self._task, completed=done, description=shown)
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:

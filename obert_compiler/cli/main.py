@@ -12,16 +12,22 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from obert_compiler.cli.console import Console
+from obert_compiler.cli.launch import Terminated, joined, launched, told_once
 from obert_compiler.cli.parser import build_parser
 from obert_compiler.errors import ObertError
+from obert_compiler.pipeline.processes import Processes
+
+if TYPE_CHECKING:
+    from obert_compiler.backends.torch.process_group import ProcessGroup
 
 __all__ = ["main"]
 
 _OF_THE_COMPILE_EXTRA = frozenset(
-    {"datasets", "safetensors", "seqeval", "tokenizers", "torch", "transformers"}
+    {"accelerate", "datasets", "safetensors", "seqeval", "tokenizers", "torch", "transformers"}
 )
 
 
@@ -29,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``obertc`` with ``argv``, by default the process's own; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    group: ProcessGroup | None = None
     with contextlib.ExitStack() as stack:
         stdout = sys.stdout
         # A library that prints must not end up between the lines of a result.
@@ -36,35 +43,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not debug:
             stack.enter_context(_quiet_libraries())
         try:
-            return _run(arguments, stdout)
-        except ObertError as error:
-            return _fail(str(error), error.exit_code, debug)
-        except KeyboardInterrupt:
-            return _fail("interrupted", 130, debug)
+            if launched():
+                group = stack.enter_context(joined())
+            return _run(arguments, stdout, group)
         except BrokenPipeError:
             # The interpreter flushes stdout once more at exit, and would complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
             return 141
-        except MemoryError:
-            return _fail("out of memory; use a smaller model, --samples or --seq-len", 1, debug)
-        except ModuleNotFoundError as error:
-            return _fail(*_missing_module(error), debug)
-        except OSError as error:
-            name = f"'{error.filename}': " if error.filename else ""
-            return _fail(f"{name}{error.strerror or error}", 1, debug)
-        except Exception as error:  # noqa: BLE001 - the last line of defence
-            return _fail(_internal(error), 1, debug)
+        except (KeyboardInterrupt, Terminated, Exception) as error:  # noqa: BLE001 - last line of defence
+            message, code = _described(error)
+            told = message if group is None else told_once(group, error, message)
+            return code if told is None else _fail(told, code, debug)
 
 
-def _run(arguments: list[str], stdout: TextIO) -> int:
+def _run(arguments: list[str], stdout: TextIO, group: ProcessGroup | None) -> int:
     parser = build_parser()
-    with contextlib.redirect_stdout(stdout):  # --help and --version print
-        options = parser.parse_args(arguments)
-    console = Console(stdout, sys.stderr, as_json=options.json)
-    with console:
+    silent = group is not None and not group.writer
+    with contextlib.ExitStack() as stack:
+        stderr = sys.stderr
+        if silent:
+            stdout = stderr = stack.enter_context(Path(os.devnull).open("w"))
+        with contextlib.redirect_stdout(stdout):  # --help and --version print
+            options = parser.parse_args(arguments)
+        if silent and not options.many_processes:
+            return 0
+        options.processes = Processes() if group is None else group
+        console = stack.enter_context(Console(stdout, stderr, as_json=options.json))
         code: int = options.run(options, console)
-    console.flush()
+        console.flush()
     return code
+
+
+def _described(error: BaseException) -> tuple[str, int]:
+    """What to say of ``error``, and the exit code."""
+    if isinstance(error, ObertError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, Terminated):
+        return "terminated", 143
+    if isinstance(error, MemoryError):
+        return "out of memory; use a smaller model, --samples or --seq-len", 1
+    if isinstance(error, ModuleNotFoundError):
+        return _missing_module(error)
+    if isinstance(error, OSError):
+        name = f"'{error.filename}': " if error.filename else ""
+        return f"{name}{error.strerror or error}", 1
+    return _internal(error), 1
 
 
 def _missing_module(error: ModuleNotFoundError) -> tuple[str, int]:
@@ -78,7 +103,7 @@ def _missing_module(error: ModuleNotFoundError) -> tuple[str, int]:
     )
 
 
-def _internal(error: Exception) -> str:
+def _internal(error: BaseException) -> str:
     text = " ".join(str(error).split())[:200]
     kind = type(error).__name__
     return f"internal error, {kind}: {text}; run again with --debug and report it"

@@ -72,7 +72,9 @@ def print_entries(found: list[Entry], console: Console) -> None:
 
 def _entry(name: str, distribution: str, kind: type[Spec]) -> Entry:
     hints = typing.get_type_hints(kind)
-    docs = _documented(kind)
+    docs: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        docs |= _documented(base)
     options = []
     for field in dataclasses.fields(kind):
         default = _text(field.default)
@@ -105,7 +107,7 @@ def _text(value: object) -> str:
 
 def _documented(kind: type) -> dict[str, str]:
     """Texts of the ``Attributes:`` section of a docstring, by name."""
-    lines = (inspect.getdoc(kind) or "").splitlines()
+    lines = inspect.cleandoc(vars(kind).get("__doc__") or "").splitlines()
     docs: dict[str, str] = {}
     name = ""
     if "Attributes:" not in lines:

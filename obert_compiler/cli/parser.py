@@ -14,7 +14,11 @@ from obert_compiler.errors import UsageError
 __all__ = ["COMMANDS", "build_parser"]
 
 COMMANDS = (compile_command, eval_command, bench, inspect, passes, backends, engine)
-"""Modules of the commands: NAME, SUMMARY, add_arguments(parser) and run(options, console)."""
+"""Modules of the commands: NAME, SUMMARY, add_arguments(parser) and run(options, console).
+
+``MANY_PROCESSES`` is True in one that shares its work among the processes of a launcher; one of
+them runs any other command, and the rest have nothing to do.
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,5 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
         common = command.add_argument_group("everywhere")
         common.add_argument("--json", action="store_true", help="print the result as JSON")
         common.add_argument("--debug", action="store_true", help="show tracebacks and warnings")
-        command.set_defaults(run=module.run)
+        many = getattr(module, "MANY_PROCESSES", False)
+        command.set_defaults(run=module.run, many_processes=many)
     return parser

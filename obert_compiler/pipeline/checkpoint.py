@@ -4,6 +4,7 @@ Layout of the work folder::
 
     state.json          format, package version, fingerprint of the request, finished steps
     graph-<n>/          the graph after step n (model.onnx and its external data); 0 is as lowered
+    unfinished/         what a pass that is not done goes on from (`Context.unfinished`)
     <anything else>     statistics of passes, re-opened by `Pass.restore`
 
 ``state.json`` is replaced atomically after ``graph-<n>`` is complete, so that it never names a
@@ -24,10 +25,16 @@ import onnx_ir as ir
 import obert_compiler
 from obert_compiler.errors import ArtefactError
 from obert_compiler.graph.graph import Graph, Source
+from obert_compiler.pipeline.contract import UNFINISHED
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "has_progress"]
 
 _FORMAT = 1
+
+
+def has_progress(folder: Path) -> bool:
+    """Whether a work folder holds a finished pass, or what a pass left that was not done."""
+    return any(folder.glob("graph-[1-9]*")) or any(folder.glob(f"{UNFINISHED}/*/checkpoint-*"))
 
 
 class Checkpoints:
@@ -37,14 +44,17 @@ class Checkpoints:
         folder: created when it does not exist.
         fingerprint: JSON-ready description of the request; a checkpoint of another request is not
             resumed.
+        writes: False in a process that only follows the one that writes.
     """
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], *, writes: bool = True) -> None:
         self.folder = folder
+        self._writes = writes
         self._fingerprint: dict[str, Any] = json.loads(json.dumps(fingerprint))
         self.records: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def _state_file(self) -> Path:
@@ -70,6 +80,8 @@ class Checkpoints:
         """Write ``graph`` as the state after one more step (``record`` None: as lowered)."""
         if record is not None:
             self.records.append(record)
+        if not self._writes:
+            return
         number = len(self.records)
         target = self.folder / f"graph-{number}"
         if target.exists():
@@ -96,6 +108,8 @@ class Checkpoints:
         self._write_state(source)
 
     def _write_state(self, source: Source) -> None:
+        if not self._writes:
+            return
         described = dataclasses.asdict(source)
         described["folder"] = None if source.folder is None else str(source.folder)
         state = {
@@ -125,12 +139,27 @@ class Checkpoints:
             source = state["source"]
             source["folder"] = None if source["folder"] is None else Path(source["folder"])
             model = ir.load(self.folder / f"graph-{len(self.records)}" / "model.onnx")
-            return Graph(model, Source(**source))
+            self._source = Source(**source)
+            return Graph(model, self._source)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtefactError(
-                f"checkpoint '{self.folder}': expected a whole checkpoint, found a damaged one "
-                f"({error}); run again without --resume"
-            ) from error
+            raise self._damaged(error) from error
+
+    def lowered(self) -> Graph:
+        """The graph as it was lowered, before any pass; for a run that was loaded.
+
+        Raises:
+            ArtefactError: it is missing or damaged.
+        """
+        try:
+            return Graph(ir.load(self.lowered_model), self._source)
+        except (OSError, ValueError, AttributeError) as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> ArtefactError:
+        return ArtefactError(
+            f"checkpoint '{self.folder}': expected a whole checkpoint, found a damaged one "
+            f"({error}); run again without --resume"
+        )
 
     def _check(self, state: dict[str, Any]) -> None:
         version = obert_compiler.__version__

@@ -11,20 +11,36 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from obert_compiler.graph.graph import Graph, Stage
+from obert_compiler.pipeline.processes import Processes
 from obert_compiler.pipeline.spec import Spec
 
 if TYPE_CHECKING:
     from obert_compiler.data.batches import Batches
     from obert_compiler.tasks.base import Task
 
-__all__ = ["Backend", "Context", "Pass", "PassResult", "Progress", "SilentProgress", "Skip"]
+__all__ = [
+    "UNFINISHED",
+    "Backend",
+    "Bar",
+    "Context",
+    "Pass",
+    "PassResult",
+    "Progress",
+    "SilentBar",
+    "SilentProgress",
+    "Skip",
+]
 
 T = TypeVar("T")
+
+UNFINISHED = "unfinished"
+"""Folder in the work folder for the state of a pass that is not done."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +74,30 @@ class PassResult:
     skips: tuple[Skip, ...] = ()
 
 
+class Bar(Protocol):
+    """A bar of `Progress.bar`."""
+
+    def move(self, done: float, text: str = "") -> None:
+        """Show that ``done`` of the total is done, and ``text`` beside the bar."""
+        ...
+
+
+class SilentBar:
+    """A bar that shows nothing."""
+
+    def move(self, done: float, text: str = "") -> None:
+        """Do nothing."""
+
+
 class Progress(Protocol):
     """Where a pass tells how far it is; the command line shows bars, the API is silent."""
 
     def track(self, items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
         """Yield ``items`` and show them as progress of ``what``."""
+        ...
+
+    def bar(self, what: str, total: float) -> AbstractContextManager[Bar]:
+        """A bar that the caller moves: work without a list of items, with figures beside it."""
         ...
 
     def say(self, message: str) -> None:
@@ -81,6 +116,12 @@ class SilentProgress:
         del what, total
         yield from items
 
+    @contextmanager
+    def bar(self, what: str, total: float) -> Iterator[Bar]:
+        """A bar unseen."""
+        del what, total
+        yield SilentBar()
+
     def say(self, message: str) -> None:
         """Keep the line."""
         self.lines.append(message)
@@ -96,8 +137,11 @@ class Context:
         eval_data: held-out batches, used to report the metric before and after.
         seed: seed of every random choice; the same seed gives the same file.
         work: folder for statistics and checkpoints, owned by the runner.
+        teacher: the graph to distil from: as it was before the passes, or another that the user
+            named. Not to be changed.
         progress: where to report progress.
         statistics: results that one pass leaves for later ones, by name (``"fisher"``).
+        processes: those that share the work; a pass that sums over examples adds up over them.
     """
 
     task: Task | None = None
@@ -105,8 +149,18 @@ class Context:
     eval_data: Batches | None = None
     seed: int = 0
     work: Path | None = None
+    teacher: Graph | None = None
     progress: Progress = field(default_factory=SilentProgress)
     statistics: dict[str, Any] = field(default_factory=dict)
+    processes: Processes = field(default_factory=Processes)
+
+    @property
+    def unfinished(self) -> Path | None:
+        """Where a pass of many minutes keeps what it goes on from after it was killed.
+
+        The runner empties the folder as soon as the pass is done and its graph is saved.
+        """
+        return None if self.work is None else self.work / UNFINISHED
 
 
 class Pass(Spec, ABC):
@@ -128,6 +182,16 @@ class Pass(Spec, ABC):
     @property
     def needs_data(self) -> bool:
         """Whether ``run`` reads ``context.data``."""
+        return False
+
+    @property
+    def reads_all_data(self) -> bool:
+        """Whether ``run`` reads every row of the data, where others draw a sample."""
+        return False
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether ``run`` reads ``context.teacher``."""
         return False
 
     def prerequisites(self, done: Sequence[Pass]) -> tuple[Pass, ...]:

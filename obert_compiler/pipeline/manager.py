@@ -7,6 +7,7 @@ of the pass, measure time and memory, and keep a checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from obert_compiler.pipeline.checkpoint import Checkpoints
 from obert_compiler.pipeline.contract import Context, Pass, Progress, SilentProgress
 from obert_compiler.pipeline.measure import Meter
 from obert_compiler.pipeline.plan import Step, plan
+from obert_compiler.pipeline.processes import Processes
 from obert_compiler.pipeline.registry import passes_from_text
 
 if TYPE_CHECKING:
@@ -59,10 +61,13 @@ class PassManager:
         *,
         data: Batches | None = None,
         task: Task | None = None,
+        eval_data: Batches | None = None,
+        teacher: Graph | None = None,
         seed: int = 0,
         work: Path | None = None,
         checkpoints: Checkpoints | None = None,
         progress: Progress | None = None,
+        processes: Processes | None = None,
     ) -> Graph:
         """Take ``graph`` through the passes; the graph given is left as it was.
 
@@ -70,11 +75,16 @@ class PassManager:
             graph: the graph to compress.
             data: batches for calibration and Fisher.
             task: the task whose loss Fisher differentiates.
+            eval_data: held-out batches, which training reports the metric on.
+            teacher: the graph that training distils from; by default ``graph`` as it was before
+                the first pass, also in a resumed run.
             seed: seed of every random choice.
             work: folder for statistics; a temporary one by default.
             checkpoints: where to keep the graph after each step; steps recorded there are restored
                 instead of run again.
             progress: where to report.
+            processes: those that share the work; each runs this with the same arguments and ends
+                with the same graph.
 
         Raises:
             UsageError: the order of passes is wrong, or data is missing.
@@ -84,7 +94,18 @@ class PassManager:
         finished = [] if checkpoints is None else list(checkpoints.records)
         steps = self.steps(graph, checkpoints)
         _check_data(steps, data)
-        context = Context(task=task, data=data, seed=seed, work=work, progress=progress)
+        if teacher is None and any(step.run.uses_teacher for step in steps[len(finished) :]):
+            teacher = graph if checkpoints is None or not finished else checkpoints.lowered()
+        context = Context(
+            task=task,
+            data=data,
+            eval_data=eval_data,
+            seed=seed,
+            work=work,
+            teacher=teacher,
+            progress=progress,
+            processes=processes or Processes(),
+        )
         self.records = finished
         for step in steps[: len(finished)]:
             step.run.restore(context)
@@ -92,10 +113,12 @@ class PassManager:
         for number, step in enumerate(steps[len(finished) :]):
             if step.wanted_by is not None:
                 progress.say(f"'{step.run}' runs first, because '{step.wanted_by}' needs it")
-            # The first step must not touch the caller's graph.
+            # The first step must not touch the caller's graph, which may be the teacher.
             graph = self._run_step(step, graph.copy() if number == 0 else graph, context, steps)
             if checkpoints is not None:
                 checkpoints.save(graph, self.records[-1])
+            if context.unfinished is not None:
+                shutil.rmtree(context.unfinished, ignore_errors=True)
         return graph
 
     def _run_step(self, step: Step, graph: Graph, context: Context, steps: list[Step]) -> Graph:

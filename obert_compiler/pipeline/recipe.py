@@ -38,6 +38,7 @@ class Recipe:
         model: what was compiled: folder, hub id or file.
         task: task name, None to read it from the model.
         data: calibration and Fisher data; None for the text that ships with the package.
+        teacher: model that training distils from; None for the model as it was before the passes.
         eval_data: held-out data for the metric before and after.
         backend: back end text in the same grammar.
         tokenizer: folder of the tokenizer where the model has none beside it.
@@ -51,6 +52,7 @@ class Recipe:
     task: str | None = None
     data: str | None = None
     eval_data: str | None = None
+    teacher: str | None = None
     backend: str = "onnx"
     tokenizer: str | None = None
     seq_len: int = 128

@@ -1,14 +1,16 @@
 """What a task is: its columns, how rows are encoded, its loss, its labels and its metric.
 
-One file per task. Nothing here imports torch at the top: only `Task.losses` and
-`Task.sample_labels`, which Fisher estimation calls, do so inside.
+One file per task. Nothing here imports torch at the top: only `Task.losses`,
+`Task.predictions` and `Task.sample_labels`, which Fisher estimation and training call, do so
+inside.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ __all__ = [
     "Batch",
     "Example",
     "Passage",
+    "Predictions",
     "Row",
     "Rows",
     "Task",
@@ -41,6 +44,20 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model predicts for a batch, in the form that distillation compares.
+
+    Attributes:
+        kind: ``classes`` for logits of a softmax, ``number`` for the mean of a Gaussian, ``vector``
+            for an embedding.
+        values: one row per prediction, ``[n, classes or features]``; -inf where a class cannot be.
+    """
+
+    kind: Literal["classes", "number", "vector"]
+    values: torch.Tensor
 
 
 class Task(ABC):
@@ -103,6 +120,16 @@ class Task(ABC):
 
         It sums over the labelled positions of an example (tokens, start and end) and does not
         depend on the padding, hence not on which examples share a batch.
+        """
+
+    @abstractmethod
+    def predictions(
+        self, outputs: Mapping[str, torch.Tensor], batch: Batch
+    ) -> tuple[Predictions, ...]:
+        """What the model predicts for the examples of a batch, padding left out, differentiable.
+
+        Two models of the same task give rows that belong together for the same batch, whatever
+        their labels.
         """
 
     @abstractmethod

@@ -18,6 +18,7 @@ from obert_compiler.tasks.base import (
     Array,
     Batch,
     Example,
+    Predictions,
     Row,
     Rows,
     Task,
@@ -112,6 +113,12 @@ class FeatureExtraction(Task):
         embeddings = _pooled_torch(outputs, batch)
         labels = torch.as_tensor(batch.labels["embedding"]).to(embeddings)
         return 0.5 * (embeddings - labels).square().sum(1)
+
+    def predictions(
+        self, outputs: Mapping[str, torch.Tensor], batch: Batch
+    ) -> tuple[Predictions, ...]:
+        """One row per text: its embedding."""
+        return (Predictions("vector", _pooled_torch(outputs, batch)),)
 
     def sample_labels(
         self, outputs: Mapping[str, torch.Tensor], batch: Batch, generator: torch.Generator

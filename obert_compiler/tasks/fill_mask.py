@@ -16,6 +16,7 @@ from obert_compiler.tasks.base import (
     Array,
     Batch,
     Example,
+    Predictions,
     Row,
     Rows,
     Task,
@@ -124,6 +125,18 @@ class FillMask(Task):
             logits[row, position], labels[row, position], reduction="none"
         )
         return torch.zeros(len(labels)).to(terms).index_add(0, row, terms)
+
+    def predictions(
+        self, outputs: Mapping[str, torch.Tensor], batch: Batch
+    ) -> tuple[Predictions, ...]:
+        """One row per hidden token."""
+        import torch
+
+        if batch.labels is None:
+            raise DataError("predictions: expected a batch with hidden tokens, found none")
+        logits = pick_output(outputs, "logits")
+        hidden = torch.as_tensor(batch.labels["labels"], device=logits.device) != IGNORED
+        return (Predictions("classes", logits[hidden]),)
 
     def sample_labels(
         self, outputs: Mapping[str, torch.Tensor], batch: Batch, generator: torch.Generator

@@ -16,6 +16,7 @@ from obert_compiler.tasks.base import (
     Batch,
     Example,
     Passage,
+    Predictions,
     Row,
     Rows,
     Task,
@@ -117,6 +118,12 @@ class QuestionAnswering(Task):
             terms = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
             total = total.to(terms) + terms
         return total
+
+    def predictions(
+        self, outputs: Mapping[str, torch.Tensor], batch: Batch
+    ) -> tuple[Predictions, ...]:
+        """One row per window for the start, and one for the end."""
+        return tuple(Predictions("classes", logits) for logits in self._logits(outputs, batch))
 
     def sample_labels(
         self, outputs: Mapping[str, torch.Tensor], batch: Batch, generator: torch.Generator

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from obert_compiler.tasks.base import (
     Batch,
     Example,
     Passage,
+    Predictions,
     Row,
     Rows,
     Task,
@@ -140,6 +141,15 @@ class TextClassification(Task):
         if self.regression:
             return 0.5 * (logits.reshape(-1) - labels).square()
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    def predictions(
+        self, outputs: Mapping[str, torch.Tensor], batch: Batch
+    ) -> tuple[Predictions, ...]:
+        """One row per text: its class, or its number."""
+        del batch
+        logits = pick_output(outputs, "logits")
+        kind: Literal["classes", "number"] = "number" if self.regression else "classes"
+        return (Predictions(kind, logits.flatten(1)),)
 
     def sample_labels(
         self, outputs: Mapping[str, torch.Tensor], batch: Batch, generator: torch.Generator

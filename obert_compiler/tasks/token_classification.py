@@ -20,6 +20,7 @@ from obert_compiler.tasks.base import (
     Batch,
     Example,
     Passage,
+    Predictions,
     Row,
     Rows,
     Task,
@@ -127,6 +128,16 @@ class TokenClassification(Task):
             logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
         )
         return terms.sum(1)
+
+    def predictions(
+        self, outputs: Mapping[str, torch.Tensor], batch: Batch
+    ) -> tuple[Predictions, ...]:
+        """One row per token of the text, the special ones included."""
+        import torch
+
+        logits = pick_output(outputs, "logits")
+        mask = torch.as_tensor(batch.inputs["attention_mask"], device=logits.device)
+        return (Predictions("classes", logits[mask.bool()]),)
 
     def sample_labels(
         self, outputs: Mapping[str, torch.Tensor], batch: Batch, generator: torch.Generator

@@ -1,0 +1,129 @@
+"""What a training tells while it runs: the bar, the lines of evaluations, the best weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+if TYPE_CHECKING:
+    from obert_compiler.passes.training.clock import Clock
+    from obert_compiler.pipeline.contract import Bar, Progress
+
+__all__ = ["BestWeights", "Watch"]
+
+_BEST = "best.safetensors"
+_BEST_STATE = "best.json"
+
+
+class Watch(TrainerCallback):
+    """Moves the bar after each step and says what evaluations found.
+
+    Args:
+        name: of the training.
+        clock: says how much is done.
+        bar: the bar.
+        progress: where lines are said.
+        sparsity: share of the masked weights that is held at zero, None without masks.
+    """
+
+    def __init__(
+        self, name: str, clock: Clock, bar: Bar, progress: Progress, sparsity: float | None
+    ) -> None:
+        self._name = name
+        self._clock = clock
+        self._bar = bar
+        self._progress = progress
+        self._zeros = "" if sparsity is None else f"{sparsity:.1%} zeros"
+        self._loss = ""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep the loss for the bar."""
+        if logs and "loss" in logs:
+            self._loss = f"loss {logs['loss']:.4f}"
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar."""
+        text = ", ".join(part for part in (self._loss, self._zeros) if part)
+        self._bar.move(self._clock.done(state.global_step), text)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Say the metric."""
+        if not state.is_world_process_zero or not metrics:
+            return
+        figures = [f"{n.removeprefix('eval_')} {v:.4f}" for n, v in metrics.items() if n != "epoch"]
+        epoch = f"epoch {state.epoch:.2f}" if state.epoch is not None else "evaluation"
+        self._progress.say(f"{self._name}: {epoch}, step {state.global_step}: {', '.join(figures)}")
+
+
+class BestWeights(TrainerCallback):
+    """Keeps a copy of the parameters at the best evaluation.
+
+    Args:
+        metric: name of the figure.
+        higher_is_better: whether a larger one is the better one.
+
+    Attributes:
+        weights: the parameters by name, None before the first evaluation.
+        value: the figure they reached.
+        step: after how many steps.
+    """
+
+    def __init__(self, metric: str, higher_is_better: bool) -> None:
+        self._metric = f"eval_{metric}"
+        self._sign = 1.0 if higher_is_better else -1.0
+        self.weights: dict[str, torch.Tensor] | None = None
+        self.value: float | None = None
+        self.step = 0
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        model: torch.nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Copy the parameters where the metric is better than before."""
+        found = (metrics or {}).get(self._metric)
+        if found is None or model is None:
+            return
+        if self.value is None or self._sign * found > self._sign * self.value:
+            self.value, self.step = found, state.global_step
+            self.weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write them into a checkpoint."""
+        del step
+        if self.weights is not None:
+            save_file(self.weights, folder / _BEST)
+            state = {"value": self.value, "step": self.step}
+            (folder / _BEST_STATE).write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Read them back from a checkpoint that has some."""
+        if (folder / _BEST_STATE).exists():
+            state = json.loads((folder / _BEST_STATE).read_text(encoding="utf-8"))
+            self.value, self.step = state["value"], state["step"]
+            self.weights = load_file(folder / _BEST)

@@ -19,6 +19,7 @@ from obert_compiler.backends.torch.builder import LINEAR_USE, identifier
 from obert_compiler.backends.torch.module import OnnxModule
 from obert_compiler.backends.torch.operators.indexing import gather
 from obert_compiler.errors import GraphError
+from obert_compiler.graph.graph import Graph
 from obert_compiler.passes.calibration import Quantizer
 from obert_compiler.passes.fake_quantization import (
     ActivationQuantiser,
@@ -27,11 +28,12 @@ from obert_compiler.passes.fake_quantization import (
     RowQuantiser,
 )
 from obert_compiler.passes.quant import QuantizationPlan
+from obert_compiler.passes.quant_graph import QuantizedGraph
 from obert_compiler.passes.quant_plan import SitePlan
 from obert_compiler.passes.quant_tables import TablePlan
 from obert_compiler.passes.weight_quantization import QuantizedWeight, quantization_limit
 
-__all__ = ["FakeQuantisation"]
+__all__ = ["FakeQuantisation", "correct_biases"]
 
 WeightQuantiser = RowQuantiser | FourBitQuantiser
 _FOLDER = "fake_quantisation"
@@ -67,6 +69,11 @@ class FakeQuantisation:
         self._round_activations(plan.sites)
         module.graph.lint()
         module.recompile()
+
+    @property
+    def activations(self) -> dict[str, ActivationQuantiser]:
+        """The module that rounds each activation, by the name of the value in the graph."""
+        return {x.name or "": module for x, module in self._activations.items()}
 
     @property
     def scales(self) -> list[nn.Parameter]:
@@ -200,6 +207,19 @@ class FakeQuantisation:
         arguments = (x,) if self._mask is None else (x, self._mask)
         with self._module.graph.inserting_after(behind):
             return self._module.graph.call_module(path, arguments)
+
+
+def correct_biases(graph: Graph, plan: QuantizationPlan) -> None:
+    """Add the corrections of ``plan`` to the biases of the graph that is still float.
+
+    Training then starts from the outputs that `quant` alone would give, and biases train on.
+    """
+    editor = QuantizedGraph(graph)
+    for site in plan.sites:
+        if site.correction is not None:
+            site.site = editor.correct_bias(site.site, site.correction)
+            site.correction = None
+    editor.remove_unused()
 
 
 def _uses(plan: SitePlan) -> list[tuple[ir.Value, Quantizer | None]]:

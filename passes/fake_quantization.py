@@ -137,7 +137,11 @@ class ActivationQuantiser(_Scale):
         self.register_buffer("calibrated", torch.tensor([quantizer.low, quantizer.high]))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """``x`` rounded; ``mask`` ``[batch, sequence]`` tells padding from what is observed."""
+        """``x`` rounded; ``mask`` ``[batch, sequence]`` tells padding from what is observed.
+
+        In float32 whatever ``x`` is: bfloat16 does not hold 256 levels.
+        """
+        x = x.float()
         if self.training and self.observing and not self.learnt:
             with torch.no_grad():
                 self._observe(real_values(x, mask))

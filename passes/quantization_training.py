@@ -18,8 +18,10 @@ from torch import fx, nn
 from obert_compiler.backends.torch.builder import LINEAR_USE, identifier
 from obert_compiler.backends.torch.module import OnnxModule
 from obert_compiler.backends.torch.operators.indexing import gather
+from obert_compiler.backends.torch.parameters import trainable_initializers
 from obert_compiler.errors import GraphError
 from obert_compiler.graph.graph import Graph
+from obert_compiler.graph.linear import find_linear_sites
 from obert_compiler.passes.calibration import Quantizer
 from obert_compiler.passes.fake_quantization import (
     ActivationQuantiser,
@@ -33,7 +35,7 @@ from obert_compiler.passes.quant_plan import SitePlan
 from obert_compiler.passes.quant_tables import TablePlan
 from obert_compiler.passes.weight_quantization import QuantizedWeight, quantization_limit
 
-__all__ = ["FakeQuantisation", "correct_biases"]
+__all__ = ["FakeQuantisation", "prepare"]
 
 WeightQuantiser = RowQuantiser | FourBitQuantiser
 _FOLDER = "fake_quantisation"
@@ -122,7 +124,7 @@ class FakeQuantisation:
         for plan in plans:
             path, transposed = paths.get(plan.root.name, ("", False))
             if plan.tied is not None or not path:
-                continue
+                continue  # shared with a site, or rounded for good
             if transposed:
                 raise GraphError(
                     f"parameter '{path}': expected its rows as the graph stores them, found them "
@@ -209,10 +211,12 @@ class FakeQuantisation:
             return self._module.graph.call_module(path, arguments)
 
 
-def correct_biases(graph: Graph, plan: QuantizationPlan) -> None:
-    """Add the corrections of ``plan`` to the biases of the graph that is still float.
+def prepare(graph: Graph, plan: QuantizationPlan) -> None:
+    """Bring the float graph to where training starts; its module is built afterwards.
 
-    Training then starts from the outputs that `quant` alone would give, and biases train on.
+    The corrections of ``plan`` are added to the biases, so that training starts from the outputs
+    that `quant` alone would give. Tables that do not train (computed positions, which are no
+    parameters of the source) are rounded for good.
     """
     editor = QuantizedGraph(graph)
     for site in plan.sites:
@@ -220,6 +224,11 @@ def correct_biases(graph: Graph, plan: QuantizationPlan) -> None:
             site.site = editor.correct_bias(site.site, site.correction)
             site.correction = None
     editor.remove_unused()
+    trainable = trainable_initializers(graph, find_linear_sites(graph))
+    for table in [*plan.tables, *plan.parameters]:
+        if table.tied is None and table.root not in trainable:
+            rounded = ir.tensor(table.quantized.dequantize(), name=table.root.name)
+            table.root.const_value = rounded
 
 
 def _uses(plan: SitePlan) -> list[tuple[ir.Value, Quantizer | None]]:

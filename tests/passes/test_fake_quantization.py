@@ -53,6 +53,14 @@ def test_activations_are_rounded_as_quantize_linear_does() -> None:
         assert module.quantizer() == quantizer
 
 
+def test_activations_in_bfloat16_have_all_their_levels() -> None:
+    module = ActivationQuantiser(Quantizer(1 / 128, 0))
+    x = torch.arange(256, dtype=torch.float32) / 128
+    assert torch.equal(module(x), x)
+    assert len(module(x.bfloat16()).unique()) == len(x.bfloat16().unique())
+    assert module(x.bfloat16()).dtype == torch.float32
+
+
 def test_gradients_of_activations_stop_where_they_are_clipped() -> None:
     module = ActivationQuantiser(quantizer_for(-1.0, 1.0))
     x = torch.tensor([-2.0, -0.9, 0.0, 0.9, 2.0], requires_grad=True)

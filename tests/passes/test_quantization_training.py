@@ -18,7 +18,7 @@ from obert_compiler.graph import Graph, Source, Stage, find_linear_sites
 from obert_compiler.graph.verify import verify
 from obert_compiler.passes.fake_quantization import QuantisedLinear
 from obert_compiler.passes.quant import Quant, QuantizationPlan
-from obert_compiler.passes.quantization_training import FakeQuantisation, correct_biases
+from obert_compiler.passes.quantization_training import FakeQuantisation, prepare
 from obert_compiler.pipeline.contract import Context
 
 Arrays = dict[str, np.ndarray]
@@ -96,7 +96,7 @@ def trained(
     quant = Quant(min_outputs=8) if spec is None else spec
     data: Any = RandomText(3)
     plan = quant.plan(graph, Context(data=data))
-    correct_biases(graph, plan)
+    prepare(graph, plan)
     module = to_module(graph)
     rounding = FakeQuantisation(module, plan, bits=quant.bits, learnt=learnt)
     names = [v.name or "" for v in graph.model.graph.inputs]
@@ -272,7 +272,7 @@ def test_without_training_the_module_is_the_quantised_graph(tiny_graph: TinyGrap
     data: Any = RandomText(3)
     Quant().run(plain, Context(data=data))
     plan = Quant().plan(graph, Context(data=data))
-    correct_biases(graph, plan)
+    prepare(graph, plan)
     module = to_module(graph)
     FakeQuantisation(module, plan, bits=7).read_back(plan)
     from_module(module, graph)
@@ -296,6 +296,36 @@ def built(text: str, arrays: Arrays) -> Graph:
     for value in model.graph.initializers.values():
         value.metadata_props["obert.parameter"] = value.name or ""
     return Graph(model, Source("onnx"))
+
+
+POSITIONS = """
+<ir_version: 10, opset_import: ["" : 21]>
+positions (int64[batch, tokens] input_ids) => (float[batch, tokens, 64] y)
+{
+    rows = Gather <axis = 0> (table, input_ids)
+    place = Gather <axis = 0> (waves, input_ids)
+    x = Add (rows, place)
+    product = MatMul (x, weight)
+    y = Add (product, bias)
+}
+"""
+
+
+def test_a_table_that_does_not_train_is_rounded_for_good() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "table": rng.standard_normal((200, 64)).astype(np.float32),
+        "waves": rng.standard_normal((200, 64)).astype(np.float32),
+        "weight": rng.standard_normal((64, 64)).astype(np.float32),
+        "bias": rng.standard_normal(64).astype(np.float32),
+    }
+    graph = built(POSITIONS, arrays)
+    del graph.model.graph.initializers["waves"].metadata_props["obert.parameter"]
+    result = trained(graph, spec=Quant(limit=0.5))
+    assert {table.name for table in result.plan.tables} == {"table", "waves"}
+    assert "waves" not in dict(result.module.named_parameters())
+    written = to_module(result.graph).eval()(**tensors(result.feed()))["y"]
+    assert torch.equal(written, result.module(**tensors(result.feed()))["y"])
 
 
 SHARED = """

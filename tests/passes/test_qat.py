@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from obert_compiler import Batches, PassManager
 from obert_compiler.backends.torch import to_module
+from obert_compiler.cli.main import main
 from obert_compiler.errors import GraphError, SpecError, UsageError
 from obert_compiler.graph import Graph, Stage, find_linear_sites
 from obert_compiler.graph.verify import verify
@@ -22,6 +24,7 @@ from obert_compiler.passes.quant import Quant
 from obert_compiler.pipeline.contract import Context, PassResult
 from obert_compiler.pipeline.registry import passes_from_text
 from obert_compiler.report.sites import site_rows
+from obert_compiler.tasks import task_for
 
 Arrays = dict[str, np.ndarray]
 TinyGraph = Callable[[str, str], Graph]
@@ -89,6 +92,20 @@ def test_training_brings_the_quantised_model_nearer_to_the_teacher(tiny_graph: T
         "dense int8, trained",
         "packed int8, trained",
     }
+
+
+@pytest.mark.parametrize("head", ["reranker", "token", "qa", "embedding", "mlm"])
+def test_every_task_trains_and_is_written(
+    tiny_graph: TinyGraph, make_batches: Callable[..., Batches], head: str
+) -> None:
+    dense = tiny_graph("bert", head)
+    data, task = make_batches(dense, 16), task_for(dense.source)
+    spec = "qat:steps=2:batch_size=8:min_outputs=0"
+    spec += ":hidden=1" if head == "embedding" else ":hardness=0.5"
+    result = run(pruned(dense.copy()), spec, dense, data=data, task=task)
+    assert result.report["difference_from_trained_module"] <= 1e-12
+    outputs = [value.name for value in result.graph.model.graph.outputs]
+    assert outputs == [value.name for value in dense.model.graph.outputs]
 
 
 @pytest.mark.parametrize("scales", ["observed", "learnt"])
@@ -197,3 +214,27 @@ def test_a_graph_that_computes_something_else_is_refused(
     dense = tiny_graph("bert", "sequence")
     with pytest.raises(GraphError, match="qat: expected the quantised graph to compute what was"):
         run(dense.copy(), "qat:steps=1:batch_size=8", dense)
+
+
+def test_the_command_line_trains_packs_and_reports(
+    tiny_folder: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    words = ["good", "bad", "film", "plot", "the", "a", "of", "is"]
+    rows = [" ".join(rng.choice(words, rng.integers(4, 12))) for _ in range(32)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text(
+        "\n".join(json.dumps({"text": row, "label": int("good" in row)}) for row in rows)
+    )
+    out = tmp_path / "out"
+    model = str(tiny_folder("bert", "sequence"))
+    passes = "prune:sparsity=0.5:method=magnitude,qat:steps=2:batch_size=8:min_outputs=0,pack"
+    common = ["--data", str(data), "--eval-data", str(data), "--no-latency"]
+    assert main(["compile", model, "-o", str(out), "--passes", passes, *common]) == 0
+    report = json.loads((out / "report.json").read_text())
+    trained = next(step for step in report["passes"] if step["name"] == "qat")["report"]
+    assert trained["masked_sparsity"] > 0.3
+    assert trained["difference_from_trained_module"] <= 1e-12
+    # the module's metric at the end of the training is that of the emitted file
+    assert report["metric"]["after"] == pytest.approx(trained["metric"]["accuracy"], abs=1 / 32)
+    assert all(site["scheme"].endswith("int8, trained") for site in report["sites"])

@@ -53,19 +53,22 @@ class FakeQuantiseLearnt(torch.autograd.Function):
         ctx: Any,
         x: torch.Tensor,
         scale: torch.Tensor,
-        zero: torch.Tensor,
+        zero: torch.Tensor | None,
         low: int,
         high: int,
     ) -> torch.Tensor:
         """``scale`` and ``zero`` (of the type of ``x``) broadcast against ``x``."""
         exact = x / scale
-        levels = torch.round(exact) + zero
-        clipped = levels.clamp(low, high)
-        inside = clipped == levels
-        shifted = clipped - zero
-        ctx.save_for_backward(inside, shifted - exact * inside)
+        levels = exact.round()
+        if zero is not None:
+            levels.add_(zero)
+        shifted = levels.clamp(low, high)
+        inside = levels.eq_(shifted)
+        if zero is not None:
+            shifted.sub_(zero)
+        ctx.save_for_backward(inside, torch.addcmul(shifted, exact, inside, value=-1))
         ctx.shape, ctx.high = scale.shape, high
-        return shifted * scale
+        return shifted.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
@@ -77,7 +80,12 @@ class FakeQuantiseLearnt(torch.autograd.Function):
 
 
 def _fake_quantise(
-    x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, low: int, high: int, learnt: bool
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    low: int,
+    high: int,
+    learnt: bool,
 ) -> torch.Tensor:
     function = FakeQuantiseLearnt if learnt else FakeQuantise
     result: torch.Tensor = function.apply(x, scale, zero, low, high)  # type: ignore[no-untyped-call]
@@ -204,13 +212,7 @@ class RowQuantiser(_Scale):
         scale = self.scale
         if ids is not None:
             scale = scale[from_end(ids, len(scale))]
-        if self.learnt:
-            zero = torch.zeros((), dtype=rows.dtype, device=rows.device)
-            return _fake_quantise(rows, scale[..., None], zero, -self.limit, self.limit, True)
-        result: torch.Tensor = FakeQuantise.apply(  # type: ignore[no-untyped-call]
-            rows, scale[..., None], None, -self.limit, self.limit
-        )
-        return result
+        return _fake_quantise(rows, scale[..., None], None, -self.limit, self.limit, self.learnt)
 
     def quantized(self, weight: torch.Tensor) -> QuantizedWeight:
         """``weight`` as the file holds it."""

@@ -114,12 +114,15 @@ class FakeQuantise(torch.autograd.Function):
         high: int,
     ) -> torch.Tensor:
         """``scale`` and ``zero`` (of the type of ``x``) broadcast against ``x``."""
-        levels = torch.round(x / scale)
+        levels = (x / scale).round_()
         if zero is not None:
-            levels = levels + zero
+            levels.add_(zero)
         clipped = levels.clamp(low, high)
-        ctx.save_for_backward(clipped == levels)
-        return (clipped if zero is None else clipped - zero) * scale
+        # 1 or 0 in the type of the gradient: products of equal types are several times faster.
+        ctx.save_for_backward(levels.eq_(clipped))
+        if zero is not None:
+            clipped.sub_(zero)
+        return clipped.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:

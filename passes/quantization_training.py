@@ -85,10 +85,13 @@ class FakeQuantisation:
         return [parameter for parameter in found if parameter is not None]
 
     def observe(self, observing: bool) -> None:
-        """Let scales follow what passes through in training mode, or freeze them."""
-        for module in [*self._activations.values(), *(q for q, _ in self._weights.values())]:
-            if isinstance(module, (ActivationQuantiser, RowQuantiser)):
-                module.observing = observing
+        """Let the scales of sites and their inputs follow the training, or freeze them."""
+        for activation in self._activations.values():
+            activation.observing = observing
+        of_tables = frozenset(self._tables.values())
+        for weight, (quantiser, _) in self._weights.items():
+            if isinstance(quantiser, RowQuantiser) and weight not in of_tables:
+                quantiser.observing = observing
 
     def read_back(self, plan: QuantizationPlan) -> None:
         """Replace integers, scales and zero points of ``plan`` by the trained ones."""

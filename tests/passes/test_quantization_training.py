@@ -19,6 +19,7 @@ from obert_compiler.graph.verify import verify
 from obert_compiler.passes.fake_quantization import QuantisedLinear
 from obert_compiler.passes.quant import Quant, QuantizationPlan
 from obert_compiler.passes.quantization_training import FakeQuantisation, prepare
+from obert_compiler.passes.training.watch import trained_state
 from obert_compiler.pipeline.contract import Context
 
 Arrays = dict[str, np.ndarray]
@@ -190,6 +191,34 @@ def test_the_written_graph_computes_what_was_trained(
     written = to_module(result.graph).eval()(**tensors(result.feed()))
     for name, want in result.module(**tensors(result.feed())).items():
         assert torch.equal(written[name], want), "the same arithmetic in the same order"
+
+
+def test_scales_that_move_are_part_of_the_state_of_a_training(tiny_graph: TinyGraph) -> None:
+    """DeBERTa has sites, gathered tables and a matrix that is read whole."""
+    graph = tiny_graph("deberta-v2", "sequence")
+    data: Any = RandomText(3)
+    plan = Quant().plan(graph, Context(data=data))
+    module = to_module(graph)
+    rounding = FakeQuantisation(module, plan, bits=7)
+    assert plan.parameters
+    before = {name: value.clone() for name, value in trained_state(module).items()}
+    rounding.observe(True)
+    module.train()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter *= 1.5
+        names = [v.name or "" for v in graph.model.graph.inputs]
+        for step in range(20):
+            module(**tensors(RandomBatch(step).feed(names)))
+    moved = {name for name, value in trained_state(module).items() if (value != before[name]).any()}
+    scales = {name for name in moved if name.endswith(".start")}
+    assert not any(name.startswith("constants.") for name in moved)
+    assert len(scales) > len(plan.sites), "of weights and of activations"
+    linears = set(module.linear_sites.values())
+    for name in scales:
+        module_of_scale = module.get_submodule(name.removesuffix(".start"))
+        of_site = any(getattr(linear, "quantiser", None) is module_of_scale for linear in linears)
+        assert of_site or module_of_scale in rounding.activations.values()
 
 
 @pytest.mark.parametrize("level", ["BASIC", "ALL"])

@@ -26,15 +26,36 @@ from obert_compiler.passes.calibration_run import collect_statistics
 from obert_compiler.passes.quant_graph import QuantizedGraph, root_initializer
 from obert_compiler.passes.quant_plan import SitePlan, plan_sites
 from obert_compiler.passes.quant_tables import (
+    TablePlan,
     find_tables,
-    quantize_parameters,
-    quantize_tables,
+    plan_parameters,
+    plan_tables,
     redirect_other_readers,
+    write_table,
 )
 from obert_compiler.passes.weight_quantization import WeightScale
 from obert_compiler.pipeline.contract import Context, Pass, PassResult, Skip
 
-__all__ = ["Quant"]
+__all__ = ["Quant", "QuantizationPlan"]
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """What quantisation makes of a graph that is still float.
+
+    Attributes:
+        sites: the sites that become int8.
+        tables: the embedding tables that become integers.
+        parameters: the matrices that become integers and are read whole.
+        calibration: JSON-ready figures of the calibration.
+        skips: what stays float, with the reason.
+    """
+
+    sites: list[SitePlan]
+    tables: list[TablePlan]
+    parameters: list[TablePlan]
+    calibration: dict[str, Any]
+    skips: tuple[Skip, ...]
 
 
 @dataclass(frozen=True)
@@ -87,8 +108,9 @@ class Quant(Pass):
 
     def _expect(self, holds: bool, option: str, expected: str) -> None:
         if not holds:
+            found = getattr(self, option)
             raise UsageError(
-                f"option '{option}' of 'quant': expected {expected}, found {getattr(self, option)}"
+                f"option '{option}' of '{self.name}': expected {expected}, found {found}"
             )
 
     @property
@@ -105,19 +127,31 @@ class Quant(Pass):
         """
         if graph.stage not in self.accepts:
             raise GraphError(
-                f"pass 'quant': expected a dense or pruned graph, found a {graph.stage} one; "
+                f"pass '{self.name}': expected a dense or pruned graph, found a {graph.stage} one; "
                 "quantise once, from the float model"
             )
         if not len(find_linear_sites(graph)) and not find_tables(graph):
             raise GraphError(
-                "pass 'quant': expected a Linear layer or an embedding table, found none; this "
-                "model has nothing that the pass can quantise"
+                f"pass '{self.name}': expected a Linear layer or an embedding table, found none; "
+                "this model has nothing that the pass can quantise"
             )
 
     def run(self, graph: Graph, context: Context) -> PassResult:
         """Calibrate, plan, rewrite."""
+        plan = self.plan(graph, context)
+        return self.write(graph, plan)
+
+    def plan(self, graph: Graph, context: Context) -> QuantizationPlan:
+        """Calibrate, and decide what becomes of every site and table; ``graph`` stays float.
+
+        Raises:
+            UsageError: no data.
+            NumericsError: an activation is not finite.
+        """
         if context.data is None:
-            raise UsageError("pass 'quant': expected calibration data, found none; give data=")
+            raise UsageError(
+                f"pass '{self.name}': expected calibration data, found none; give data="
+            )
         found = find_linear_sites(graph)
         skips = [Skip(other.name, other.reason) for other in found.unmatched]
         sites, left = self._select(graph, found.sites)
@@ -135,28 +169,41 @@ class Quant(Pass):
             keep_sensitive=self.sensitive == "keep",
         )
         skips += notes
-        float_weights = _float_weights(found.sites, plans)
-        editor = QuantizedGraph(graph)
-        tables, left = quantize_tables(
-            editor, find_tables(graph), plans, kind=self.embeddings, group=self.group
+        tables, left = plan_tables(
+            find_tables(graph), plans, kind=self.embeddings, group=self.group
+        )
+        skips += left
+        parameters, left = plan_parameters(
+            graph, _float_weights(found.sites, plans), plans, kind=self.embeddings
         )
         skips += left
         rewritten = [plan for plan in plans if plan.quantized is not None]
-        site_rows = [_rewrite(editor, plan) for plan in rewritten]
+        calibration = self._describe(context, statistics)
+        return QuantizationPlan(rewritten, tables, parameters, calibration, tuple(skips))
+
+    def write(self, graph: Graph, plan: QuantizationPlan) -> PassResult:
+        """Rewrite ``graph`` as ``plan`` says."""
+        site_rows = [site.report() for site in plan.sites]
+        table_rows = [table.report() for table in [*plan.tables, *plan.parameters]]
+        editor = QuantizedGraph(graph)
+        for table in plan.tables:
+            write_table(editor, table)
+        for site in plan.sites:
+            _rewrite(editor, site)
         editor.remove_unused()
-        for plan in rewritten:
-            redirect_other_readers(editor, plan)
-        others, left = quantize_parameters(editor, float_weights, kind=self.embeddings)
-        skips += left
+        for site in plan.sites:
+            redirect_other_readers(editor, site)
+        for parameter in plan.parameters:
+            write_table(editor, parameter)
         editor.remove_unused()
         report = {
-            "calibration": self._describe(context, statistics),
+            "calibration": plan.calibration,
             "sites": site_rows,
-            "tables": [*tables, *others],
-            "bytes_before": sum(row["bytes_before"] for row in [*site_rows, *tables, *others]),
-            "bytes_after": sum(row["bytes_after"] for row in [*site_rows, *tables, *others]),
+            "tables": table_rows,
+            "bytes_before": sum(row["bytes_before"] for row in [*site_rows, *table_rows]),
+            "bytes_after": sum(row["bytes_after"] for row in [*site_rows, *table_rows]),
         }
-        return PassResult(graph, bool(site_rows or tables or others), report, tuple(skips))
+        return PassResult(graph, bool(site_rows or table_rows), report, plan.skips)
 
     def _select(
         self, graph: Graph, sites: tuple[LinearSite, ...]
@@ -254,11 +301,10 @@ def _float_weights(sites: tuple[LinearSite, ...], plans: list[SitePlan]) -> set[
     return weights
 
 
-def _rewrite(editor: QuantizedGraph, plan: SitePlan) -> dict[str, Any]:
+def _rewrite(editor: QuantizedGraph, plan: SitePlan) -> None:
     quantized = plan.quantized
     if quantized is None:
         raise ValueError(f"site '{plan.site.name}' stays float")
-    row = plan.report()
     if plan.weight is None:
         plan.weight = editor.quantized_weight(plan.site.name, quantized)
     activations = [
@@ -266,4 +312,3 @@ def _rewrite(editor: QuantizedGraph, plan: SitePlan) -> dict[str, Any]:
         for x, q in zip(plan.site.inputs, plan.quantizers, strict=True)
     ]
     editor.rewrite_linear(plan.site, activations, plan.weight, plan.correction)
-    return row

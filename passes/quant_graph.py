@@ -9,6 +9,7 @@ for all its readers; one initializer holds a weight for all its uses.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -220,6 +221,23 @@ class QuantizedGraph:
             if bias is not None and new_bias is not bias:
                 add = node.outputs[0].consumers()[0]
                 add.replace_input_with(list(add.inputs).index(bias), new_bias)
+
+    def correct_bias(self, site: LinearSite, correction: FloatArray) -> LinearSite:
+        """Add ``correction`` ``[out]`` to the bias of a site that stays float for now.
+
+        Returns:
+            The site with its new biases.
+        """
+        biases: dict[ir.Value, ir.Value] = {}
+        for node, bias in zip(site.nodes, site.bias_values, strict=True):
+            if bias is None:
+                continue
+            if bias not in biases:
+                biases[bias] = self._new_bias(site, node, bias, correction)
+            reader = node if node.op_type == "Gemm" else node.outputs[0].consumers()[0]
+            reader.replace_input_with(list(reader.inputs).index(bias), biases[bias])
+        new = [None if bias is None else biases[bias] for bias in site.bias_values]
+        return replace(site, bias_values=tuple(new))
 
     def _new_bias(
         self, site: LinearSite, node: ir.Node, bias: ir.Value, correction: FloatArray | None

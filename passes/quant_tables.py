@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.linear import SITE_KEY
 from obert_compiler.passes.embedding_graph import EightBitRows, FourBitRows
 from obert_compiler.passes.embedding_quantization import (
+    FourBitTable,
     group_size,
     quantize_table_4bit,
     quantize_table_8bit,
@@ -24,7 +26,14 @@ from obert_compiler.passes.quantization_error import relative_error
 from obert_compiler.passes.weight_quantization import QuantizedWeight
 from obert_compiler.pipeline.contract import Skip
 
-__all__ = ["find_tables", "quantize_parameters", "quantize_tables", "redirect_other_readers"]
+__all__ = [
+    "TablePlan",
+    "find_tables",
+    "plan_parameters",
+    "plan_tables",
+    "redirect_other_readers",
+    "write_table",
+]
 
 Kind = Literal["4bit", "8bit", "none"]
 FloatArray = npt.NDArray[np.float32]
@@ -45,39 +54,75 @@ def find_tables(graph: Graph) -> dict[ir.Value, EmbeddingSite]:
     }
 
 
-def quantize_tables(
-    editor: QuantizedGraph,
+@dataclass
+class TablePlan:
+    """What becomes of one matrix that is no Linear weight of its own.
+
+    Attributes:
+        name: of the embedding site, or of the parameter.
+        root: the float32 initializer.
+        scheme: for the report.
+        quantized: what it is rounded to; of a tied table, what the site's weight is rounded to.
+        embedding: the Gathers that read it; None for a parameter that is read whole.
+        tied: the site that shares its integers, None for a table of its own.
+    """
+
+    name: str
+    root: ir.Value
+    scheme: str
+    quantized: FourBitTable | QuantizedWeight
+    embedding: EmbeddingSite | None = None
+    tied: SitePlan | None = None
+
+    def report(self) -> Row:
+        """JSON-ready figures; read before the graph is rewritten."""
+        exact, rounded = _array(self.root), self.quantized.dequantize()
+        row: Row = {
+            "table": self.name,
+            "shape": list(exact.shape),
+            "scheme": self.scheme,
+            "relative_error": float(f"{relative_error(exact, rounded):.6g}"),
+            "bytes_before": exact.nbytes,
+            "bytes_after": _nbytes(self.quantized),
+        }
+        if self.tied is not None:
+            # The site's own row counts the bytes.
+            row |= {"bytes_before": 0, "bytes_after": 0, "site": self.tied.site.name}
+        return row
+
+
+def plan_tables(
     tables: Mapping[ir.Value, EmbeddingSite],
     plans: Sequence[SitePlan],
     *,
     kind: Kind,
     group: int,
-) -> tuple[list[Row], list[Skip]]:
-    """Quantise embedding tables.
+) -> tuple[list[TablePlan], list[Skip]]:
+    """Decide how each embedding table is quantised.
 
     A table that is also the weight of a site (a tied decoder) shares the site's int8 integers;
     another table that something else than Gather reads gets 8 bits and is expanded at load for that
     reader.
 
     Returns:
-        Report rows, and the tables left float with the reason.
+        The plans, and the tables left float with the reason.
     """
     if kind == "none":
         return [], []
     tied = {plan.root: plan for plan in plans if plan.quantized is not None}
-    rows: list[Row] = []
+    planned: list[TablePlan] = []
     skips: list[Skip] = []
     for table, site in tables.items():
         reason = _why_not(site, is_tied=table in tied)
         if reason is not None:
             skips.append(Skip(site.name, reason))
         elif table in tied:
-            rows.append(_tie(editor, site, tied[table]))
+            planned.append(_tied(site, tied[table]))
         else:
-            row, skip = _quantize_table(editor, site, kind, group)
-            rows += row
-            skips += skip
-    return rows, skips
+            plan, notes = _plan_table(site, kind, group)
+            planned += [plan] if plan is not None else []
+            skips += notes
+    return planned, skips
 
 
 def _why_not(site: EmbeddingSite, *, is_tied: bool) -> str | None:
@@ -91,23 +136,14 @@ def _why_not(site: EmbeddingSite, *, is_tied: bool) -> str | None:
     return None
 
 
-def _tie(editor: QuantizedGraph, site: EmbeddingSite, plan: SitePlan) -> Row:
-    quantized = plan.quantized
-    if quantized is None:
+def _tied(site: EmbeddingSite, plan: SitePlan) -> TablePlan:
+    if plan.quantized is None:
         raise ValueError(f"site '{plan.site.name}' is not quantised")
-    table = EightBitRows(editor, f"{site.name}.weight", quantized)
-    for gather in site.gathers:
-        table.gather(gather, site.name)
-    plan.weight = editor.quantized_tied_weight(plan.site.name, table.stored, table.scale)
-    # The site's own row counts the bytes.
     scheme = "int8 by row, shared with a Linear site"
-    row = _row(site.name, scheme, _array(site.root), quantized.dequantize(), 0)
-    return row | {"bytes_before": 0, "site": plan.site.name}
+    return TablePlan(site.name, site.root, scheme, plan.quantized, site, plan)
 
 
-def _quantize_table(
-    editor: QuantizedGraph, site: EmbeddingSite, kind: Kind, group: int
-) -> tuple[list[Row], list[Skip]]:
+def _plan_table(site: EmbeddingSite, kind: Kind, group: int) -> tuple[TablePlan | None, list[Skip]]:
     table, array = site.root, _array(site.root)
     name, columns = site.name, site.columns
     skips: list[Skip] = []
@@ -115,51 +151,70 @@ def _quantize_table(
     if kind == "4bit" and columns % 2 == 0 and only_gathers:
         size = group_size(columns, group)
         four = quantize_table_4bit(array, size)
-        row = _row(name, f"4 bit in groups of {size}", array, four.dequantize(), four.nbytes)
-        if row["relative_error"] <= _LIMIT_4BIT:
-            unpacked = FourBitRows(editor, f"{name}.weight", four)
-            for gather in site.gathers:
-                unpacked.gather(gather, name)
-            return [row], []
-        reason = f"relative error {row['relative_error']:.3g} in 4 bits is over {_LIMIT_4BIT}"
+        error = relative_error(array, four.dequantize())
+        if error <= _LIMIT_4BIT:
+            return TablePlan(name, table, f"4 bit in groups of {size}", four, site), []
+        reason = f"relative error {error:.3g} in 4 bits is over {_LIMIT_4BIT}"
         skips.append(Skip(name, f"{reason}; 8 bits instead"))
     elif kind == "4bit":
         reason = f"{columns} columns, an odd number" if columns % 2 else "other nodes read it too"
         skips.append(Skip(name, f"{reason}; 8 bits instead of 4"))
     eight = quantize_table_8bit(array)
-    row = _row(name, "int8 by row", array, eight.dequantize(), _nbytes(eight))
-    if row["relative_error"] > _LIMIT_8BIT:
-        reason = f"relative error {row['relative_error']:.3g} in 8 bits is over {_LIMIT_8BIT}"
-        return [], [*skips, Skip(name, f"{reason}; it stays float")]
-    stored = EightBitRows(editor, f"{name}.weight", eight)
-    for gather in site.gathers:
-        stored.gather(gather, name)
-    if table.uses():
-        scale = editor.initializer(f"{name}.weight_row_scales", eight.scale[:, None])
-        _replace(table, editor.folded(f"{name}.weight", stored.stored, scale))
-    return [row], skips
+    error = relative_error(array, eight.dequantize())
+    if error > _LIMIT_8BIT:
+        reason = f"relative error {error:.3g} in 8 bits is over {_LIMIT_8BIT}"
+        return None, [*skips, Skip(name, f"{reason}; it stays float")]
+    return TablePlan(name, table, "int8 by row", eight, site), skips
 
 
-def quantize_parameters(
-    editor: QuantizedGraph, float_weights: set[ir.Value], *, kind: Kind
-) -> tuple[list[Row], list[Skip]]:
-    """Quantise the float parameters that neither a Linear site nor a Gather reads.
+def plan_parameters(
+    graph: Graph, float_weights: set[ir.Value], plans: Sequence[SitePlan], *, kind: Kind
+) -> tuple[list[TablePlan], list[Skip]]:
+    """Decide how the float parameters are quantised that neither a Linear site nor a Gather reads.
 
     They become integers that the runtime expands when it loads the file: matrices multiplied by a
     constant, tables that are sliced. Weights of sites that stay float, ``float_weights``, stay too.
 
     Returns:
-        Report rows, and the large parameters left float with the reason.
+        The plans, and the large parameters left float with the reason.
     """
-    rows: list[Row] = []
+    if kind == "none":
+        return [], []
+    apart = float_weights | {plan.root for plan in plans if plan.quantized is not None}
+    planned: list[TablePlan] = []
     skips: list[Skip] = []
-    for value in list(editor.graph.initializers.values()):
-        if value in float_weights or not _is_large_parameter(value):
+    for value in graph.model.graph.initializers.values():
+        if value in apart or not _is_large_parameter(value):
             continue
-        row, skip = _fold_parameter(editor, value) if kind != "none" else (None, None)
-        rows += [row] if row is not None else []
+        plan, skip = _plan_parameter(value)
+        planned += [plan] if plan is not None else []
         skips += [skip] if skip is not None else []
-    return rows, skips
+    return planned, skips
+
+
+def write_table(editor: QuantizedGraph, plan: TablePlan) -> None:
+    """Write one plan; a tied table before its site is rewritten, a parameter after all sites."""
+    quantized, name = plan.quantized, f"{plan.name}.weight"
+    if isinstance(quantized, FourBitTable):
+        _redirect_gathers(plan, FourBitRows(editor, name, quantized))
+    elif plan.embedding is None:
+        stored = editor.initializer(f"{plan.name}_quantized", quantized.q)
+        scale = editor.initializer(f"{plan.name}_row_scale", quantized.scale[:, None])
+        _replace(plan.root, editor.folded(plan.name, stored, scale))
+    else:
+        rows = EightBitRows(editor, name, quantized)
+        _redirect_gathers(plan, rows)
+        if plan.tied is not None:
+            site = plan.tied.site.name
+            plan.tied.weight = editor.quantized_tied_weight(site, rows.stored, rows.scale)
+        elif plan.root.uses():
+            scale = editor.initializer(f"{name}_row_scales", quantized.scale[:, None])
+            _replace(plan.root, editor.folded(name, rows.stored, scale))
+
+
+def _redirect_gathers(plan: TablePlan, rows: FourBitRows | EightBitRows) -> None:
+    for gather in plan.embedding.gathers if plan.embedding is not None else ():
+        rows.gather(gather, plan.name)
 
 
 def redirect_other_readers(editor: QuantizedGraph, plan: SitePlan) -> None:
@@ -195,23 +250,21 @@ def _is_large_parameter(value: ir.Value) -> bool:
         and value.dtype == ir.DataType.FLOAT
         and tensor.nbytes >= _SMALL_BYTES
         and _PARAMETER in value.metadata_props
+        and bool(value.uses())
         and not any(use.node.op_type == "Gather" for use in value.uses())
     )
 
 
-def _fold_parameter(editor: QuantizedGraph, value: ir.Value) -> tuple[Row | None, Skip | None]:
+def _plan_parameter(value: ir.Value) -> tuple[TablePlan | None, Skip | None]:
     array, name = _array(value), value.name or "parameter"
     if array.ndim != 2:
         return None, Skip(name, f"{array.nbytes} bytes in {array.ndim} dimensions, not a matrix")
     eight = quantize_table_8bit(array)
-    row = _row(name, "int8 by row, expanded at load", array, eight.dequantize(), _nbytes(eight))
-    if not row["relative_error"] <= _LIMIT_8BIT:
-        reason = f"relative error {row['relative_error']:.3g} in 8 bits is over {_LIMIT_8BIT}"
+    error = relative_error(array, eight.dequantize())
+    if not error <= _LIMIT_8BIT:
+        reason = f"relative error {error:.3g} in 8 bits is over {_LIMIT_8BIT}"
         return None, Skip(name, f"{reason}; it stays float")
-    stored = editor.initializer(f"{name}_quantized", eight.q)
-    scale = editor.initializer(f"{name}_row_scale", eight.scale[:, None])
-    _replace(value, editor.folded(name, stored, scale))
-    return row, None
+    return TablePlan(name, value, "int8 by row, expanded at load", eight), None
 
 
 def _array(value: ir.Value) -> FloatArray:
@@ -220,16 +273,7 @@ def _array(value: ir.Value) -> FloatArray:
     return value.const_value.numpy().astype(np.float32, copy=False)
 
 
-def _nbytes(quantized: QuantizedWeight) -> int:
+def _nbytes(quantized: FourBitTable | QuantizedWeight) -> int:
+    if isinstance(quantized, FourBitTable):
+        return quantized.nbytes
     return quantized.q.nbytes + quantized.scale.nbytes
-
-
-def _row(name: str, scheme: str, exact: FloatArray, rounded: FloatArray, nbytes: int) -> Row:
-    return {
-        "table": name,
-        "shape": list(exact.shape),
-        "scheme": scheme,
-        "relative_error": float(f"{relative_error(exact, rounded):.6g}"),
-        "bytes_before": exact.nbytes,
-        "bytes_after": nbytes,
-    }

@@ -27,7 +27,10 @@ from obert_compiler.errors import GraphError
 from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.linear import LinearSite, find_linear_sites
 
-__all__ = ["Builder", "check_supported", "identifier"]
+__all__ = ["LINEAR_USE", "Builder", "check_supported", "identifier"]
+
+LINEAR_USE = "linear_use"
+"""Metadata of the fx node that calls an nn.Linear: name of the Linear site, number of the use."""
 
 _DOMAINS = frozenset({"", "ai.onnx"})
 
@@ -172,6 +175,7 @@ class Builder:
         result: Any = self.fx_graph.create_node(
             "call_module", self.linear_paths[site.name], (x,), name=name
         )
+        result.meta[LINEAR_USE] = (site.name, site.nodes.index(node))
         has_bias = self.tree.root.get_submodule(self.linear_paths[site.name]).bias is not None
         if node.op_type == "Gemm" and not has_bias:
             operands = [

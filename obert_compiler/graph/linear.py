@@ -23,10 +23,20 @@ if TYPE_CHECKING:
 
     from obert_compiler.graph.graph import Graph
 
-__all__ = ["SITE_KEY", "LinearSite", "LinearSites", "Unmatched", "find_linear_sites"]
+__all__ = [
+    "QUANTISATION_KEY",
+    "SITE_KEY",
+    "LinearSite",
+    "LinearSites",
+    "Unmatched",
+    "find_linear_sites",
+]
 
 SITE_KEY = "obert.site"
 """Node metadata that keeps a site's name through every pass."""
+
+QUANTISATION_KEY = "obert.quantisation"
+"""Node metadata of a site: "trained" where it was trained with its rounding in place."""
 
 _PRODUCTS = {"Conv", "Einsum", "Gemm", "LayerNormalization", "MatMul"}
 

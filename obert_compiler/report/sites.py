@@ -13,7 +13,12 @@ import onnx_ir as ir
 from obert_compiler.graph.constants import constant_nodes, read_constant
 from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.layers import find_encoder_layers
-from obert_compiler.graph.linear import LinearSite, LinearSites, find_linear_sites
+from obert_compiler.graph.linear import (
+    QUANTISATION_KEY,
+    LinearSite,
+    LinearSites,
+    find_linear_sites,
+)
 
 __all__ = ["SiteRow", "block_sparsity", "part_bytes", "site_rows"]
 
@@ -33,7 +38,8 @@ class SiteRow:
             does not divide the input width.
         bits: bits of one stored weight.
         bytes: size of everything that the weight is made from, in bytes (values, mask, scales).
-        scheme: how it is stored: ``dense fp32``, ``dense int8``, ``packed int8`` ...
+        scheme: how it is stored: ``dense fp32``, ``dense int8``, ``packed int8`` ..., and whether
+            it was trained with its rounding in place: ``packed int8, trained``.
     """
 
     name: str
@@ -62,6 +68,7 @@ def site_rows(graph: Graph, sites: LinearSites | None = None) -> list[SiteRow]:
 def _row(site: LinearSite, layer: int | None) -> SiteRow:
     weight = site.weight()
     bits, scheme = _storage(site.weight_value)
+    quantisation = site.nodes[0].metadata_props.get(QUANTISATION_KEY)
     return SiteRow(
         name=site.name,
         layer=layer,
@@ -70,7 +77,7 @@ def _row(site: LinearSite, layer: int | None) -> SiteRow:
         block_sparsity=block_sparsity(weight, 4),
         bits=bits,
         bytes=_initializer_bytes(_roots(site.weight_value)),
-        scheme=scheme,
+        scheme=scheme if quantisation is None else f"{scheme}, {quantisation}",
     )
 
 

@@ -14,7 +14,7 @@ mathematics on tensors and numbers: they know no graph and no Trainer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from obert_compiler.passes.training.options import TrainingOptions
@@ -42,6 +42,7 @@ def train(
     teacher: Graph | None = None,
     masks: Mapping[str, torch.Tensor] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    on_share: Callable[[float], None] | None = None,
     learning_rate: LearningRate | None = None,
     write_back: bool = True,
 ) -> TrainingResult:
@@ -67,6 +68,8 @@ def train(
             where a weight is kept. By default the zeros of the Linear sites of a pruned graph; an
             empty mapping masks nothing.
         callbacks: more callbacks for the Trainer.
+        on_share: called before each step with the share of the training that is done, 0 to 1,
+            whether steps or time decide its end; after a resume too.
         learning_rate: another schedule than that of the options.
         write_back: False leaves ``graph`` as it was; the trained parameters are in ``module``.
 
@@ -89,7 +92,7 @@ def train(
         masks=masks,
         learning_rate=learning_rate,
     )
-    return training.run(callbacks, write_back=write_back)
+    return training.run(callbacks, on_share=on_share, write_back=write_back)
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ import hashlib
 import math
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from obert_compiler.passes.training.result import TrainingResult
 from obert_compiler.passes.training.taps import Taps, tapped_graph
 from obert_compiler.passes.training.teacher import Teacher, outputs_by_token
 from obert_compiler.passes.training.trainer import GraphTrainer
-from obert_compiler.passes.training.watch import BestWeights, Watch
+from obert_compiler.passes.training.watch import BestWeights, Shares, Watch, trained_state
 
 if TYPE_CHECKING:
     from obert_compiler.graph.graph import Graph
@@ -81,7 +81,13 @@ class Training:
             )
         return teacher
 
-    def run(self, callbacks: Sequence[TrainerCallback], *, write_back: bool) -> TrainingResult:
+    def run(
+        self,
+        callbacks: Sequence[TrainerCallback],
+        *,
+        on_share: Callable[[float], None] | None,
+        write_back: bool,
+    ) -> TrainingResult:
         """Train."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(_own_randomness())
@@ -106,6 +112,8 @@ class Training:
             sparsity = self.masks.sparsity()
             watch = Watch(self.name, clock, bar, self.context.progress, sparsity)
             own: list[TrainerCallback] = [clock, watch, *([best] if best else [])]
+            if on_share is not None:
+                own.append(Shares(clock, on_share))
             trainer = GraphTrainer(
                 self.name,
                 self.module,
@@ -126,8 +134,8 @@ class Training:
             report = self._report(trainer, clock, best, epoch_steps)
         if best is not None and best.weights is not None:
             with torch.no_grad():
-                for name, parameter in self.module.named_parameters():
-                    parameter.copy_(best.weights[name])
+                for name, value in trained_state(self.module).items():
+                    value.copy_(best.weights[name])
         self.module.to("cpu")
         self.masks.check()
         if write_back:

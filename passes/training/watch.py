@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from obert_compiler.passes.training.clock import Clock
     from obert_compiler.pipeline.contract import Bar, Progress
 
-__all__ = ["BestWeights", "Watch"]
+__all__ = ["BestWeights", "Shares", "Watch", "trained_state"]
 
 _BEST = "best.safetensors"
 _BEST_STATE = "best.json"
@@ -76,6 +77,31 @@ class Watch(TrainerCallback):
         self._progress.say(f"{self._name}: {epoch}, step {state.global_step}: {', '.join(figures)}")
 
 
+class Shares(TrainerCallback):
+    """Tells how much of the training is done, before each step.
+
+    Args:
+        clock: says how much is done.
+        tell: is called with it.
+    """
+
+    def __init__(self, clock: Clock, tell: Callable[[float], None]) -> None:
+        self._clock = clock
+        self._tell = tell
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell."""
+        self._tell(self._clock.share(state.global_step))
+
+
+def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: parameters, and buffers that are no constants of the graph."""
+    buffers = {n: b for n, b in model.named_buffers() if not n.startswith("constants.")}
+    return {**dict(model.named_parameters()), **buffers}
+
+
 class BestWeights(TrainerCallback):
     """Keeps a copy of the parameters at the best evaluation.
 
@@ -84,7 +110,7 @@ class BestWeights(TrainerCallback):
         higher_is_better: whether a larger one is the better one.
 
     Attributes:
-        weights: the parameters by name, None before the first evaluation.
+        weights: what `trained_state` gives, by name, None before the first evaluation.
         value: the figure they reached.
         step: after how many steps.
     """
@@ -111,7 +137,7 @@ class BestWeights(TrainerCallback):
             return
         if self.value is None or self._sign * found > self._sign * self.value:
             self.value, self.step = found, state.global_step
-            self.weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+            self.weights = {n: v.detach().clone() for n, v in trained_state(model).items()}
 
     def save(self, folder: Path, step: int) -> None:
         """Write them into a checkpoint."""

@@ -66,6 +66,9 @@ def test_quantised_site_counts_its_scales() -> None:
     (row,) = site_rows(graph)
     assert (row.bits, row.scheme, row.bytes) == (8, "dense int8", 24 + 12 + 3)
     assert part_bytes(graph)["other"] == 0
+    for node in graph.model.graph:
+        node.metadata_props["obert.quantisation"] = "trained"
+    assert site_rows(graph)[0].scheme == "dense int8, trained"
 
 
 def test_table_shared_with_a_tied_decoder_is_counted_once() -> None:

@@ -109,14 +109,20 @@ class FakeQuantise(torch.autograd.Function):
         ctx: Any,
         x: torch.Tensor,
         scale: torch.Tensor,
-        zero: torch.Tensor,
+        zero: torch.Tensor | None,
         low: int,
         high: int,
     ) -> torch.Tensor:
         """``scale`` and ``zero`` (of the type of ``x``) broadcast against ``x``."""
-        levels = torch.round(x / scale) + zero
-        ctx.save_for_backward((levels >= low) & (levels <= high))
-        return (levels.clamp(low, high) - zero) * scale
+        levels = (x / scale).round_()
+        if zero is not None:
+            levels.add_(zero)
+        clipped = levels.clamp(low, high)
+        # 1 or 0 in the type of the gradient: products of equal types are several times faster.
+        ctx.save_for_backward(levels.eq_(clipped))
+        if zero is not None:
+            clipped.sub_(zero)
+        return clipped.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
@@ -136,7 +142,7 @@ def fake_quantise(
 ) -> torch.Tensor:
     """`FakeQuantise` with ONNX's parameters."""
     step = _spread(scale, x, axis, block)
-    offset = torch.zeros_like(step) if zero is None else _spread(zero, x, axis, block).to(x.dtype)
+    offset = None if zero is None else _spread(zero, x, axis, block).to(x.dtype)
     result: torch.Tensor = FakeQuantise.apply(x, step, offset, low, high)  # type: ignore[no-untyped-call]
     return result
 

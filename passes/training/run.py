@@ -8,6 +8,7 @@ import math
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from obert_compiler.passes.training.checkpoints import check_identity, last_chec
 from obert_compiler.passes.training.clock import Clock
 from obert_compiler.passes.training.data import BatchCollator, EpochSampler, digest_of_data
 from obert_compiler.passes.training.evaluation import Evaluation
+from obert_compiler.passes.training.frozen import freeze_tables
 from obert_compiler.passes.training.masks import Masks, zero_masks
 from obert_compiler.passes.training.objective import TrainingObjective
 from obert_compiler.passes.training.options import DEFAULT_EPOCHS, TrainingOptions
@@ -38,9 +40,29 @@ if TYPE_CHECKING:
     from obert_compiler.passes.training.schedule import LearningRate
     from obert_compiler.pipeline.contract import Context
 
-__all__ = ["Training"]
+__all__ = ["Prepared", "Training"]
 
 _CURVE_POINTS = 200
+_STEPS_OF_A_BUDGET = 10 * _CURVE_POINTS
+"""Stands for the number of steps where time decides: how often is logged."""
+_ENDLESS = 10**9
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training consists of.
+
+    Attributes:
+        trainer: the Trainer.
+        clock, watch, best: its callbacks; ``best`` is None where the last weights are kept.
+        epoch_steps: steps in an epoch.
+    """
+
+    trainer: GraphTrainer
+    clock: Clock
+    watch: Watch
+    best: BestWeights | None
+    epoch_steps: int
 
 
 class Training:
@@ -53,10 +75,10 @@ class Training:
         options: TrainingOptions,
         *,
         name: str,
-        module: OnnxModule | None,
-        teacher: Graph | None,
-        masks: Mapping[str, torch.Tensor] | None,
-        learning_rate: LearningRate | None,
+        module: OnnxModule | None = None,
+        teacher: Graph | None = None,
+        masks: Mapping[str, torch.Tensor] | None = None,
+        learning_rate: LearningRate | None = None,
     ) -> None:
         if context.data is None:
             raise UsageError(f"{name}: expected data, found none; give --data FILE")
@@ -67,6 +89,8 @@ class Training:
         self.module = to_module(tapped) if module is None else module
         self.masks = Masks(self.module, zero_masks(self.module, graph) if masks is None else masks)
         self.masks.apply_to_weights()
+        if not options.embeddings:
+            freeze_tables(self.module, graph)
         self._teacher_graph = self._find_teacher(teacher)
         self._input_names = [v.name or "" for v in graph.model.graph.inputs]
 
@@ -91,47 +115,14 @@ class Training:
         """Train."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(_own_randomness())
-            folder = self._folder(stack)
-            arguments = self._arguments(folder)
-            world = arguments.world_size
-            sampler = EpochSampler(
-                [example.length for example in self.data.examples],
-                self.options.batch_size * world,
-                self.context.seed,
+            prepared = self.prepare(self._folder(stack), callbacks, on_share)
+            clock, best = prepared.clock, prepared.best
+            prepared.watch.bar = stack.enter_context(
+                self.context.progress.bar(self.name, clock.total)
             )
-            epoch_steps = math.ceil(len(self.data.examples) / (self.options.batch_size * world))
-            total = self._total_steps(epoch_steps)
-            arguments.max_steps = total or 10**9
-            arguments.logging_steps = max(1, (total or 20 * _CURVE_POINTS) // _CURVE_POINTS)
-            clock = self._clock(total, epoch_steps)
-            bar = stack.enter_context(self.context.progress.bar(self.name, clock.total))
-            evaluation = self._evaluation()
-            best = None
-            if self.options.best and evaluation is not None:
-                best = BestWeights(evaluation.metric_name, evaluation.higher_is_better)
-            sparsity = self.masks.sparsity()
-            watch = Watch(self.name, clock, bar, self.context.progress, sparsity)
-            own: list[TrainerCallback] = [clock, watch, *([best] if best else [])]
-            if on_share is not None:
-                own.append(Shares(clock, on_share))
-            trainer = GraphTrainer(
-                self.name,
-                self.module,
-                arguments,
-                self.data,
-                sampler,
-                self._input_names,
-                *self._objective_and_teacher(sampler),
-                self.masks,
-                lambda step: self._schedule.factor(clock.share(step)),
-                evaluation,
-                [*own, *callbacks],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.kept_beside = [clock.save, *([best.save] if best else [])]
-            self._train(trainer, clock, best, folder, world, stack)
-            _undo_wrapping(trainer)
-            report = self._report(trainer, clock, best, epoch_steps)
+            stack.callback(_undo_wrapping, prepared.trainer)
+            self._train(prepared)
+            result = self._result(prepared)
         if best is not None and best.weights is not None:
             with torch.no_grad():
                 for name, value in trained_state(self.module).items():
@@ -140,22 +131,59 @@ class Training:
         self.masks.check()
         if write_back:
             from_module(self.module, self.graph)
-        return report
+        return result
 
-    def _train(
+    def prepare(
         self,
-        trainer: GraphTrainer,
-        clock: Clock,
-        best: BestWeights | None,
         folder: Path,
-        world: int,
-        stack: contextlib.ExitStack,
-    ) -> None:
-        last = None
+        callbacks: Sequence[TrainerCallback] = (),
+        on_share: Callable[[float], None] | None = None,
+    ) -> Prepared:
+        """Everything that a training consists of; checkpoints go into ``folder``."""
+        arguments = self._arguments(folder)
+        examples, world = len(self.data.examples), arguments.world_size
+        sampler = EpochSampler(
+            [example.length for example in self.data.examples],
+            self.options.batch_size * world,
+            self.context.seed,
+        )
+        epoch_steps = math.ceil(examples / (self.options.batch_size * world))
+        total = self._total_steps(epoch_steps)
+        arguments.max_steps = total or _ENDLESS
+        arguments.logging_steps = max(1, (total or _STEPS_OF_A_BUDGET) // _CURVE_POINTS)
+        evaluation = self._evaluation()
+        clock = self._clock(total, epoch_steps, evaluates=evaluation is not None)
+        best = None
+        if self.options.best and evaluation is not None:
+            best = BestWeights(evaluation.metric_name, evaluation.higher_is_better)
+        watch = Watch(self.name, clock, self.context.progress, self.masks.sparsity())
+        own: list[TrainerCallback] = [clock, watch, *([best] if best else [])]
+        if on_share is not None:
+            own.append(Shares(clock, on_share))
+        trainer = GraphTrainer(
+            self.name,
+            self.module,
+            arguments,
+            self.data,
+            sampler,
+            self._input_names,
+            *self._objective_and_teacher(sampler),
+            self.masks,
+            lambda step: self._schedule.factor(clock.share(step)),
+            evaluation,
+            [*own, *callbacks],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.kept_beside = [clock.save, *([best.save] if best else [])]
+        return Prepared(trainer, clock, watch, best, epoch_steps)
+
+    def _train(self, prepared: Prepared) -> None:
+        trainer, clock, best = prepared.trainer, prepared.clock, prepared.best
+        folder = Path(str(trainer.args.output_dir))
+        last, done = None, False
         if self.context.unfinished is not None:
-            check_identity(folder, self._identity(world))
+            check_identity(folder, self._identity(trainer.args.world_size))
             last = last_checkpoint(folder)
-        done = False
         if last is not None:
             done = clock.load(last)
             if best is not None:
@@ -166,13 +194,13 @@ class Training:
         if done:
             trainer.restore(str(last))
             return
-        stack.enter_context(clock.listening())
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with clock.listening():
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
         if clock.terminated:
-            kept = last_checkpoint(folder)
-            where = "" if kept is None else f" at step {trainer.state.global_step}"
+            kept = "" if self.context.unfinished is None else "; run again with --resume"
             raise TerminatedError(
-                f"{self.name}: told to end (SIGTERM), and stopped{where}; run again with --resume"
+                f"{self.name}: told to end (SIGTERM), and stopped after step "
+                f"{trainer.state.global_step}{kept}"
             )
 
     # -- parts ------------------------------------------------------------------------------------
@@ -218,7 +246,7 @@ class Training:
         epochs = DEFAULT_EPOCHS if options.epochs is None else options.epochs
         return max(1, math.ceil(epochs * epoch_steps))
 
-    def _clock(self, total: int | None, epoch_steps: int) -> Clock:
+    def _clock(self, total: int | None, epoch_steps: int, *, evaluates: bool) -> Clock:
         keeps = self.context.unfinished is not None
         steps, seconds = parse_interval(self.options.checkpoint, f"{self.name}: checkpoint")
         return Clock(
@@ -228,7 +256,7 @@ class Training:
             save_seconds=seconds if keeps else None,
             saves=keeps,
             epoch_steps=epoch_steps,
-            evaluates=self._evaluation() is not None,
+            evaluates=evaluates,
         )
 
     def _evaluation(self) -> Evaluation | None:
@@ -274,13 +302,9 @@ class Training:
             "number of processes": world,
         }
 
-    def _report(
-        self,
-        trainer: GraphTrainer,
-        clock: Clock,
-        best: BestWeights | None,
-        epoch_steps: int,
-    ) -> TrainingResult:
+    def _result(self, prepared: Prepared) -> TrainingResult:
+        trainer, clock, best = prepared.trainer, prepared.clock, prepared.best
+        epoch_steps = prepared.epoch_steps
         steps = trainer.state.global_step
         curve = _curve(trainer.state.log_history)
         losses = [point["loss"] for point in curve if "loss" in point]

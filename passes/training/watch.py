@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from obert_compiler.pipeline.contract import SilentBar
+
 if TYPE_CHECKING:
     from obert_compiler.passes.training.clock import Clock
     from obert_compiler.pipeline.contract import Bar, Progress
@@ -27,17 +29,17 @@ class Watch(TrainerCallback):
     Args:
         name: of the training.
         clock: says how much is done.
-        bar: the bar.
         progress: where lines are said.
         sparsity: share of the masked weights that is held at zero, None without masks.
+
+    Attributes:
+        bar: the bar.
     """
 
-    def __init__(
-        self, name: str, clock: Clock, bar: Bar, progress: Progress, sparsity: float | None
-    ) -> None:
+    def __init__(self, name: str, clock: Clock, progress: Progress, sparsity: float | None) -> None:
         self._name = name
         self._clock = clock
-        self._bar = bar
+        self.bar: Bar = SilentBar()
         self._progress = progress
         self._zeros = "" if sparsity is None else f"{sparsity:.1%} zeros"
         self._loss = ""
@@ -59,7 +61,7 @@ class Watch(TrainerCallback):
     ) -> None:
         """Move the bar."""
         text = ", ".join(part for part in (self._loss, self._zeros) if part)
-        self._bar.move(self._clock.done(state.global_step), text)
+        self.bar.move(self._clock.done(state.global_step), text)
 
     def on_evaluate(
         self,

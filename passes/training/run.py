@@ -184,7 +184,8 @@ class Training:
         folder = Path(str(trainer.args.output_dir))
         last, done = None, False
         if self.context.unfinished is not None:
-            check_identity(folder, self._identity(trainer.args.world_size))
+            identity = self._identity(trainer.args.world_size)
+            check_identity(folder, identity, writes=trainer.args.should_save)
             last = last_checkpoint(folder)
         if last is not None:
             done = clock.load(last)

@@ -27,16 +27,6 @@ class Finetune(TrainingOptions):
     summary: ClassVar[str] = "train with a teacher and the labels, pruned weights held at zero"
     accepts: ClassVar[frozenset[Stage]] = frozenset({Stage.DENSE, Stage.PRUNED})
 
-    def requires(self, graph: Graph) -> None:
-        """Check that every op can be trained.
-
-        Raises:
-            GraphError: one cannot.
-        """
-        from obert_compiler.backends.torch.builder import check_supported
-
-        check_supported(graph)
-
     def run(self, graph: Graph, context: Context) -> PassResult:
         """Train, in place.
 

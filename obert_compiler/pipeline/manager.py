@@ -117,7 +117,7 @@ class PassManager:
             graph = self._run_step(step, graph.copy() if number == 0 else graph, context, steps)
             if checkpoints is not None:
                 checkpoints.save(graph, self.records[-1])
-            if context.unfinished is not None:
+            if context.unfinished is not None and context.processes.writer:
                 shutil.rmtree(context.unfinished, ignore_errors=True)
         return graph
 

@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from obert_compiler.report.charts import Bar, bar_chart
+from obert_compiler.report.curves import curves_of
 from obert_compiler.report.summary import format_bytes, format_metric, summary_rows
 
 __all__ = ["render_html"]
@@ -30,6 +31,11 @@ def render_html(report: Mapping[str, Any]) -> str:
     return _template().render(
         report=report,
         rows=summary_rows(report),
+        trainings=[
+            (entry["name"], [(name, Markup(svg)) for name, svg in curves])  # noqa: S704 - escaped there
+            for entry in report["passes"]
+            if (curves := curves_of(entry["report"].get("curve", ())))
+        ],
         charts={name: Markup(svg) for name, svg in charts.items()},  # noqa: S704 - escaped there
         skips=[
             (entry["name"], skip["subject"], skip["reason"])

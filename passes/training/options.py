@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from obert_compiler.errors import UsageError
+from obert_compiler.graph.graph import Graph
 from obert_compiler.passes.training.budget import parse_budget, parse_interval
 from obert_compiler.passes.training.schedule import LearningRate
 from obert_compiler.pipeline.contract import Pass
@@ -49,7 +50,8 @@ class TrainingOptions(Pass):
         evaluate: evaluate after each epoch where there are held-out data; ``best`` does in any
             case.
         checkpoint: how often the state is saved, as in 5min or 200steps.
-        log_to: loggers of the Trainer, as in tensorboard or wandb.
+        log_to: loggers of the Trainer, as in tensorboard (into runs/, or where
+            TENSORBOARD_LOGGING_DIR says) or wandb.
     """
 
     epochs: float | None = None
@@ -119,6 +121,19 @@ class TrainingOptions(Pass):
         below = "above" if open_below else "from"
         above = "" if high == math.inf else f" to {high:g}"
         raise UsageError(f"{self.name}: expected {name} {below} {low:g}{above}, found {value}")
+
+    def requires(self, graph: Graph) -> None:
+        """Check that every op can be trained and that the loggers are installed.
+
+        Raises:
+            GraphError: an op cannot.
+            UsageError: a logger is not.
+        """
+        from obert_compiler.backends.torch.builder import check_supported
+        from obert_compiler.passes.training.loggers import check_loggers
+
+        check_supported(graph)
+        check_loggers(self.log_to, f"{self.name}: log_to")
 
     @property
     def needs_data(self) -> bool:

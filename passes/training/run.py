@@ -25,6 +25,7 @@ from obert_compiler.passes.training.clock import Clock
 from obert_compiler.passes.training.data import BatchCollator, EpochSampler, digest_of_data
 from obert_compiler.passes.training.evaluation import Evaluation
 from obert_compiler.passes.training.frozen import freeze_tables
+from obert_compiler.passes.training.loggers import logging_folder
 from obert_compiler.passes.training.masks import Masks, zero_masks
 from obert_compiler.passes.training.objective import TrainingObjective
 from obert_compiler.passes.training.options import DEFAULT_EPOCHS, TrainingOptions
@@ -115,6 +116,7 @@ class Training:
         """Train."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(_own_randomness())
+            stack.enter_context(logging_folder(self.name))
             prepared = self.prepare(self._folder(stack), callbacks, on_share)
             clock, best = prepared.clock, prepared.best
             prepared.watch.bar = stack.enter_context(
@@ -182,7 +184,8 @@ class Training:
         folder = Path(str(trainer.args.output_dir))
         last, done = None, False
         if self.context.unfinished is not None:
-            check_identity(folder, self._identity(trainer.args.world_size))
+            identity = self._identity(trainer.args.world_size)
+            check_identity(folder, identity, writes=trainer.args.should_save)
             last = last_checkpoint(folder)
         if last is not None:
             done = clock.load(last)

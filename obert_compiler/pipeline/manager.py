@@ -118,7 +118,10 @@ class PassManager:
             if checkpoints is not None:
                 checkpoints.save(graph, self.records[-1])
             if context.unfinished is not None:
-                shutil.rmtree(context.unfinished, ignore_errors=True)
+                if context.processes.writer:
+                    shutil.rmtree(context.unfinished, ignore_errors=True)
+                # The next pass must not find what this one left.
+                context.processes.wait()
         return graph
 
     def _run_step(self, step: Step, graph: Graph, context: Context, steps: list[Step]) -> Graph:

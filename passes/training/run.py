@@ -182,8 +182,11 @@ class Training:
         folder = Path(str(trainer.args.output_dir))
         last, done = None, False
         if self.context.unfinished is not None:
-            check_identity(folder, self._identity(trainer.args.world_size))
+            identity = self._identity(trainer.args.world_size)
+            check_identity(folder, identity, write=self.context.processes.writer)
             last = last_checkpoint(folder)
+            # Every process has seen which checkpoint is the last before another is written.
+            self.context.processes.wait()
         if last is not None:
             done = clock.load(last)
             if best is not None:

@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -98,6 +99,8 @@ class ProcessGroup(Processes):
 
     def leave(self) -> None:
         """Take this process out of the group; the others may still be at work."""
+        with suppress(RuntimeError):  # the store went with the process that held it
+            self._store.set(f"left-{self.rank}", "")
         dist.destroy_process_group()
 
     def sum(self, array: Float64Array) -> Float64Array:
@@ -138,12 +141,32 @@ class ProcessGroup(Processes):
         except RuntimeError:  # the store went with the process that held it
             return True
 
-    def lost(self) -> str | None:
-        """Who is gone, as far as can be seen from here; None where nobody is known to be."""
+    def lost(self, *, wait: bool = False) -> str | None:
+        """Who ended before its work was done, as far as can be seen from here.
+
+        Args:
+            wait: whether to wait a moment for it: a connection breaks before the process at its
+                end is seen to be gone.
+
+        Returns:
+            Rank, process and machine; None where nobody is known to be gone.
+        """
+        until = time.monotonic() + (_SEEN_GONE_SECONDS if wait else 0)
+        found = self._gone()
+        while found is None and time.monotonic() < until:
+            time.sleep(0.05)
+            found = self._gone()
+        return found
+
+    def _gone(self) -> str | None:
         host = socket.gethostname()
         for rank, (where, pid, born) in enumerate(self._peers):
-            if rank != self.rank and where == host and not _lives(pid, born):
-                return f"rank {rank} (process {pid} on {host})"
+            if rank == self.rank or where != host or _lives(pid, born):
+                continue
+            with suppress(RuntimeError):
+                if self._store.check([f"left-{rank}"]):
+                    continue
+            return f"rank {rank} (process {pid} on {host})"
         return None
 
     def _call(self, collective: Callable[[], object]) -> None:
@@ -157,12 +180,7 @@ class ProcessGroup(Processes):
             raise LostProcessError(self._why(error, late)) from error
 
     def _why(self, error: RuntimeError, late: bool) -> str:
-        # A connection breaks a moment before the process at its end is seen to be gone.
-        until = time.monotonic() + _SEEN_GONE_SECONDS
-        lost = self.lost()
-        while lost is None and not late and time.monotonic() < until:
-            time.sleep(0.05)
-            lost = self.lost()
+        lost = self.lost(wait=not late)
         if lost is not None:
             return f"{lost} {ENDED}"
         missing = [str(rank) for rank in range(self.count) if self._calls_of(rank) < self._calls]

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from obert_compiler.errors import LostProcessError
+from obert_compiler.errors import LostProcessError, TerminatedError
 
 if TYPE_CHECKING:
     from obert_compiler.backends.torch.process_group import ProcessGroup
@@ -37,9 +37,12 @@ def launched() -> bool:
 def joined() -> Iterator[ProcessGroup]:
     """The group of all processes; inside, SIGTERM raises `Terminated`.
 
+    torch's own warnings, one from each process, stay out of what the user reads.
+
     Raises:
         LostProcessError: the processes did not meet.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     from obert_compiler.backends.torch.process_group import ProcessGroup
 
     def terminate(number: int, frame: FrameType | None) -> None:
@@ -61,15 +64,19 @@ def told_once(group: ProcessGroup, error: BaseException, message: str) -> str | 
 
     A process that only noticed the end of another tells who that was, and is not on record.
     """
-    if isinstance(error, Terminated):
-        from obert_compiler.backends.torch.process_group import ENDED
+    from obert_compiler.backends.torch.process_group import ENDED
 
-        lost = group.lost()
-        if lost is not None:
-            message = f"{lost} {ENDED}"
-        elif not group.writer:
-            return None
-    elif not isinstance(error, LostProcessError | KeyboardInterrupt):
+    # The launcher's SIGTERM may come while the line is being found; this process ends in any case.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # torch and the Trainer raise what a broken connection gave them.
+    broken = isinstance(error, RuntimeError) or isinstance(error.__cause__, RuntimeError)
+    ended = isinstance(error, Terminated | TerminatedError)
+    lost = None if isinstance(error, LostProcessError) else group.lost(wait=broken and not ended)
+    if lost is not None:
+        message = f"{lost} {ENDED}"
+    elif ended and not group.writer:
+        return None
+    elif not ended and not isinstance(error, LostProcessError | KeyboardInterrupt):
         message = f"rank {group.rank}: {message}"
         with suppress(OSError):
             _leave_record(error, message)

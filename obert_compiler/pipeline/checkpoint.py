@@ -139,6 +139,8 @@ class Checkpoints:
             source = state["source"]
             source["folder"] = None if source["folder"] is None else Path(source["folder"])
             model = ir.load(self.folder / f"graph-{len(self.records)}" / "model.onnx")
+            # The file goes when the next step is saved, and other processes still read it.
+            model = ir.external_data.load_to_model(model)
             self._source = Source(**source)
             return Graph(model, self._source)
         except (OSError, ValueError, KeyError, TypeError) as error:

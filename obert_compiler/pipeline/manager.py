@@ -117,8 +117,11 @@ class PassManager:
             graph = self._run_step(step, graph.copy() if number == 0 else graph, context, steps)
             if checkpoints is not None:
                 checkpoints.save(graph, self.records[-1])
-            if context.unfinished is not None and context.processes.writer:
-                shutil.rmtree(context.unfinished, ignore_errors=True)
+            if context.unfinished is not None:
+                if context.processes.writer:
+                    shutil.rmtree(context.unfinished, ignore_errors=True)
+                # The next pass must not find what this one left.
+                context.processes.wait()
         return graph
 
     def _run_step(self, step: Step, graph: Graph, context: Context, steps: list[Step]) -> Graph:

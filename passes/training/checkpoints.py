@@ -25,13 +25,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def check_identity(folder: Path, identity: Mapping[str, Any], *, writes: bool = True) -> None:
+def check_identity(folder: Path, identity: Mapping[str, Any], *, write: bool = True) -> None:
     """Check that the checkpoints in ``folder`` are of this training; write down which it is.
 
     Args:
         folder: of the training.
         identity: JSON-ready description of all that decides the result, by plain words.
-        writes: False in a process that leaves the writing to another.
+        write: whether this is the process that writes it down.
 
     Raises:
         ArtefactError: they are of another training; names the first difference.
@@ -53,7 +53,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any], *, writes: bool = 
                     f"{found.get(key)}; run again without --resume"
                 )
         return
-    if not writes:
+    if not write:
         return
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(wanted, indent=1), encoding="utf-8")

@@ -185,8 +185,10 @@ class Training:
         last, done = None, False
         if self.context.unfinished is not None:
             identity = self._identity(trainer.args.world_size)
-            check_identity(folder, identity, writes=trainer.args.should_save)
+            check_identity(folder, identity, write=self.context.processes.writer)
             last = last_checkpoint(folder)
+            # Every process has seen which checkpoint is the last before another is written.
+            self.context.processes.wait()
         if last is not None:
             done = clock.load(last)
             if best is not None:

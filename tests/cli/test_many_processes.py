@@ -190,3 +190,56 @@ def test_one_process_runs_what_is_not_shared(launch: Launch) -> None:
     ended = launch("-m", "obert_compiler", "passes", "--json")
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)
+
+
+KILLED_IN_TRAINING = """
+import os, signal, sys
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+from obert_compiler.cli import main
+from obert_compiler.passes.training.trainer import GraphTrainer
+
+def killed(self, *args, run=GraphTrainer.training_step, **options):
+    if (os.environ["RANK"], self.state.global_step) == ("1", 3):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run(self, *args, **options)
+
+if "--resume" not in sys.argv:
+    GraphTrainer.training_step = killed
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_training_is_that_of_one_process_and_goes_on_after_a_kill(
+    launch: Launch,
+    obertc: Callable[..., object],
+    tiny_folder: Callable[[str, str], Path],
+    tmp_path: Path,
+) -> None:
+    words = ["the", "film", "is", "good", "not", "a", "bad", "movie", "with", "no", "plot", "funny"]
+    rng = np.random.default_rng(0)
+    rows = [
+        {"sentence": " ".join(rng.choice(words, rng.integers(2, 9))), "label": i % 2}
+        for i in range(32)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ["compile", tiny_folder("bert", "sequence"), "--data", data, "--no-latency"]
+    passes = "prune:steps=1,finetune:steps=6:checkpoint=2steps:batch_size="
+    one = obertc(*common, "--passes", f"{passes}8", "-o", tmp_path / "one")
+    assert one.code == 0, one.err
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_IN_TRAINING)
+    options = [*common, "--passes", f"{passes}4", "-o", tmp_path / "two"]
+    ended = launch(script, *options)
+    (error,) = [line for line in _own_lines(ended) if "error:" in line]
+    assert error.startswith("obertc: error: rank 1 (process ")
+    refused = obertc(*options, "--resume")
+    assert "expected the same number of processes as now (1), found 2" in refused.error()
+    again = launch(script, *options, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert any("goes on from step 2 (checkpoint)" in line for line in _own_lines(again))
+    expected, found = _arrays(tmp_path / "one/model.onnx"), _arrays(tmp_path / "two/model.onnx")
+    for name, array in expected.items():
+        scale = max(1e-3, float(np.abs(array).max()))
+        np.testing.assert_allclose(found[name], array, atol=1e-3 * scale, err_msg=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -113,3 +114,22 @@ def test_a_damaged_checkpoint_is_refused(toy: ModuleType, tmp_path: Path) -> Non
     (tmp_path / "graph-0" / "model.onnx").unlink()
     with pytest.raises(ArtefactError, match="found a damaged one"):
         Checkpoints(tmp_path, {}).load()
+
+
+def test_a_graph_from_a_checkpoint_does_not_need_its_file(toy: ModuleType, tmp_path: Path) -> None:
+    graph = toy.perceptron()
+    Checkpoints(tmp_path, {}).save(graph)
+    loaded = Checkpoints(tmp_path, {}, writes=False).load()
+    assert loaded is not None
+    shutil.rmtree(tmp_path / "graph-0")
+    for name, weight in weights(graph).items():
+        np.testing.assert_array_equal(weights(loaded)[name], weight)
+
+
+def test_a_process_that_follows_writes_nothing(toy: ModuleType, tmp_path: Path) -> None:
+    follower = Checkpoints(tmp_path / "work", {}, writes=False)
+    follower.save(toy.perceptron(), {"name": "scale"})
+    follower.note("metric", 1.0, toy.perceptron().source)
+    assert follower.records == [{"name": "scale"}]
+    assert follower.notes == {"metric": 1.0}
+    assert not (tmp_path / "work").exists()

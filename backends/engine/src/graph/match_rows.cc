@@ -1,5 +1,6 @@
 #include "match_rows.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "constants.h"
@@ -41,6 +42,10 @@ class RowMatcher {
     rows_.indices.push_back(indices);
     return static_cast<int>(rows_.terms.size()) - 1;
   }
+  // An index that one table has must be one that the other has.
+  bool same_rows(int a, int b) const {
+    return rows_.indices[a] == rows_.indices[b] && at(a).count == at(b).count;
+  }
   static int width_of(const std::vector<int64_t>& tail) {
     int64_t n = 1;
     for (int64_t d : tail) n *= d;
@@ -53,6 +58,7 @@ class RowMatcher {
     t.b = b;
     t.tail = std::move(tail);
     t.width = width_of(t.tail);
+    t.count = std::max(at(a).count, b >= 0 ? at(b).count : 0);
     return push(std::move(t), rows_.indices[a] >= 0 ? rows_.indices[a] : rows_.indices[b]);
   }
   int constant(float x) {
@@ -83,12 +89,13 @@ class RowMatcher {
         table->count % static_cast<uint64_t>(width) != 0)
       return -1;
     t.width = static_cast<int>(width);
+    t.count = table->shape[0];
     return push(std::move(t), input(1));
   }
 
   int concat() {
     int a = term(0), b = term(1);
-    if (n_.inputs.size() != 2 || a < 0 || b < 0 || rows_.indices[a] != rows_.indices[b]) return -1;
+    if (n_.inputs.size() != 2 || a < 0 || b < 0 || !same_rows(a, b)) return -1;
     if (at(a).tail.size() != 1 || at(b).tail.size() != 1 || n_.integer("axis", 0) != -1) return -1;
     int64_t width = at(a).tail[0] + at(b).tail[0];
     if (width > kWidest) return -1;
@@ -144,7 +151,7 @@ class RowMatcher {
       int c = constant(*s);
       return add(op, a, c, at(a).tail);
     }
-    if (rows_.indices[a] != rows_.indices[b]) return -1;
+    if (!same_rows(a, b)) return -1;
     const auto &ta = at(a).tail, &tb = at(b).tail;
     bool runs = ta.size() == tb.size() && !tb.empty() && tb.back() == 1;
     for (size_t i = 0; runs && i + 1 < ta.size(); ++i) runs = ta[i] == tb[i];

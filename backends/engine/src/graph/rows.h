@@ -21,6 +21,7 @@ struct RowTerm {
   float constant = 0.f;              // kConstant
   std::vector<int64_t> tail;         // shape of the result of one row
   int width = 0;                     // its elements; an operand of fewer is repeated in runs
+  int64_t count = 0;                 // rows of the tables it reads, the same for all; 0: none
 };
 
 // Terms of all expressions of a graph, and which indices the tables are gathered by.

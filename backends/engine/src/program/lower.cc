@@ -142,6 +142,8 @@ class Lowering {
   }
 
   void take_quantize(Fused& f) {
+    // Kernels write quantised heads by whole dwords: others are quantised in a step of their own.
+    if (ops_[f.op].kind == OpKind::kAttention && ops_[f.op].head_dim % kBlock != 0) return;
     const auto& readers = readers_[f.last];
     int found = -1;
     for (int r : readers) {

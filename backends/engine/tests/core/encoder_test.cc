@@ -120,6 +120,18 @@ void sequence_without_keys(const Kernels* kernels) {
   compare(got, Reference(b.graph).run(known).at(out), 0.1, 0.004);
 }
 
+// Heads whose features do not fill dwords.
+void narrow_heads(const Kernels* kernels, int heads) {
+  Builder b;
+  Numbers r(3);
+  int hidden = b.input("hidden");
+  int x = encoder_layer(b, r, hidden, -1, 12, heads, 16, 0.6f);
+  b.output(x);
+  CHECK_SAME(claim(b.graph).parts.size(), 1u);
+  std::map<int, Array> known = {{hidden, tokens(r, 2, 21, 12)}};
+  compare(run_engine(b.graph, known, kernels, 2).at(x), Reference(b.graph).run(known).at(x), 0.2, 0.002);
+}
+
 }  // namespace
 
 int main() {
@@ -134,6 +146,7 @@ int main() {
     layers(k, 1, 16, 33, 1, true);
     for (int length : {7, 40}) foreign_layer(k, 2, length);
     sequence_without_keys(k);
+    for (int heads : {1, 2, 4, 6, 12}) narrow_heads(k, heads);
   }
   return check::report("encoder");
 }

@@ -49,9 +49,25 @@ void centred_without_result() {
   CHECK(compiles(b.graph));
 }
 
+// Tables of different length, gathered by the same indices and joined: each has its own bounds.
+void tables_of_different_length() {
+  for (const char* op : {"Add", "Concat"}) {
+    Builder b;
+    Numbers r(1);
+    int ids = b.input("ids");
+    auto rows = [&](int64_t n) { return b.node("Gather", {b.constant({n, 8}, r.normals(static_cast<size_t>(n * 8))), ids}); };
+    Node last;
+    last.ints["axis"] = -1;
+    int sum = b.node(op, {rows(3), rows(5)}, last);
+    b.output(layer_norm(b, r, sum, op[0] == 'A' ? 8 : 16));
+    CHECK(compiles(b.graph));
+  }
+}
+
 }  // namespace
 
 int main() {
+  tables_of_different_length();
   centred_without_result();
   rows_of_endless_width();
   return check::report("hostile");

@@ -10,12 +10,17 @@ ScatterND (OpenVINO) compute it at every call: the same numbers, more slowly.
 
 What the chain leaves behind while a runtime folds it counts at load: one `ConstantOfShape` serves
 every matrix of the same number of blocks, gaps are stored as a column so that they need no
-Unsqueeze, and the matrices of a large model take turns (`unpacking_turns`). The axis of CumSum, a
-zero, is what a turn waits for. In the first it is an initializer; each next one computes it from
-the one before:
+Unsqueeze, and the matrices of a large model take turns (`unpacking_turns`). From the second turn
+on gaps pass a Reshape to the shape [0, 0], "as it was", whose zeros are known one round of
+simplifications later than those of the turn before:
 
-    zero [] uint8 -> DequantizeLinear -> Abs -> Add -> QuantizeLinear = the next zero -> Cast = axis
-               └───────── Cast(float32) ─────────┘
+    gaps -> Cast(uint8) -> Reshape(shape) -> Cast(int64) -> ...
+    zero, uint8 -> DequantizeLinear -> Abs -> Add -> QuantizeLinear = the next zero
+             └───────── Cast(float32) ─────────┘
+    the next zero -> Cast(int64) -> Expand = shape
+
+The gaps wait and not something behind them, because a runtime folds whatever it can: int64 steps of
+all matrices would lie in memory from the first round on.
 
 ONNX Runtime folds a DequantizeLinear only together with one op of one input and the QuantizeLinear
 behind it, and it drops an addition of zero, but only where it knows the zero when it begins to go
@@ -68,7 +73,7 @@ class UnpackingChains:
         self._shared: dict[str, ir.Value] = {}
         self._count = 0
         self._head: list[ir.Node] = []
-        self._sums: list[tuple[ir.Node, int]] = []
+        self._starts: list[tuple[ir.Node, int]] = []
 
     def replace(self, stored: ir.Value, packed: PackedMatrix, *, transposed: bool) -> None:
         """Let a chain over ``packed`` make what the initializer ``stored`` holds.
@@ -90,9 +95,9 @@ class UnpackingChains:
         count = len(packed.gaps)
         zeros = self._zeros(blocks, packed.block, packed.values.dtype)
         steps = self._node("Cast", [gaps], f"{label}.steps", _INT64, [count, 1], to=_INT64.value)
+        self._starts.append((self._head[-1], rows * columns * packed.values.itemsize))
         axis = self._constant("unpack.axis", np.array(0, np.int64))
         places = self._node("CumSum", [steps, axis], f"{label}.places", _INT64, [count, 1])
-        self._sums.append((self._head[-1], rows * columns * packed.values.itemsize))
         filled = self._node(
             "ScatterND", [zeros, places, values], f"{label}.blocks", dtype, [blocks, packed.block]
         )
@@ -116,21 +121,33 @@ class UnpackingChains:
             self._head = []
 
     def _take_turns(self) -> None:
-        chosen = turns([size for _, size in self._sums])
-        axes: list[ir.Value] = []
+        chosen = turns([size for _, size in self._starts])
+        gates: list[ir.Value] = []
         zero = scale = None
         for turn in range(1, max(chosen) + 1):
             if zero is None or scale is None:
                 zero = self._constant("unpack.zero", np.array(0, np.uint8))
                 scale = self._constant("unpack.scale", np.array(1, np.float32))
-            zero = self._next_zero(zero, scale, f"unpack.turn{turn}")
-            axes.append(
-                self._node("Cast", [zero], f"unpack.turn{turn}.axis", _INT64, [], to=_INT64.value)
-            )
-        for (node, _), turn in zip(self._sums, chosen, strict=True):
+            name = f"unpack.turn{turn}"
+            zero = self._next_zero(zero, scale, name)
+            wide = self._node("Cast", [zero], f"{name}.wide", _INT64, [], to=_INT64.value)
+            two = self._constant("unpack.two", np.array([2], np.int64))
+            gates.append(self._node("Expand", [wide, two], f"{name}.shape", _INT64, [2]))
+        for (node, _), turn in zip(self._starts, chosen, strict=True):
             if turn:
-                node.replace_input_with(1, axes[turn - 1])
-        self._sums = []
+                self._wait(node, gates[turn - 1])
+        self._starts = []
+
+    def _wait(self, steps: ir.Node, gate: ir.Value) -> None:
+        """Let the Cast ``steps`` wait for ``gate``, two zeros: as a shape they copy."""
+        gaps = steps.inputs[0]
+        if gaps is None or gaps.shape is None:
+            raise ValueError(f"node '{steps.name}': expected gaps of known shape, found none")
+        shape = gaps.shape.numpy()
+        if gaps.dtype != _UINT8:  # ONNX Runtime reshapes no 4-bit tensors
+            gaps = self._node("Cast", [gaps], f"{steps.name}.u8", _UINT8, shape, to=_UINT8.value)
+        late = self._node("Reshape", [gaps, gate], f"{steps.name}.late", _UINT8, shape)
+        steps.replace_input_with(0, late)
 
     def _next_zero(self, zero: ir.Value, scale: ir.Value, name: str) -> ir.Value:
         """A zero that ONNX Runtime knows one round later than ``zero``."""

@@ -22,25 +22,28 @@ _SHRINK = 0.8
 
 
 def turns(sizes: Sequence[int]) -> list[int]:
-    """The turn of each matrix, from 0 on, in their order.
+    """The turn of each matrix, from 0 on, in their order; large matrices before small ones.
+
+    Memory that a large matrix was unpacked through serves several small ones later, while small
+    pieces with weights between them serve no large one.
 
     Args:
         sizes: bytes of each matrix when it is unpacked.
 
     Returns:
-        Ascending, without a gap.
+        One for each matrix; none is left out between 0 and the last.
     """
     total = sum(sizes)
     count = max(1, min(MOST_TURNS, total // LEAST_BYTES, len(sizes)))
     whole = sum(_SHRINK**k for k in range(count))
-    chosen: list[int] = []
+    chosen = [0] * len(sizes)
     before = 0
-    turn, end = 0, total / whole
-    for size in sizes:
+    turn, end, empty = 0, total / whole, True
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         # A matrix goes where its middle lies; every turn gets one before the next begins.
-        if turn < count - 1 and before + size / 2 > end and turn in chosen[-1:]:
-            turn += 1
+        if turn < count - 1 and before + sizes[index] / 2 > end and not empty:
+            turn, empty = turn + 1, True
             end += total / whole * _SHRINK**turn
-        chosen.append(turn)
-        before += size
+        chosen[index], empty = turn, False
+        before += sizes[index]
     return chosen

@@ -161,7 +161,14 @@ def _scatter_nd(node: ir.Node, operands: list[Array | None]) -> Array:
 
 def _reshape(node: ir.Node, operands: list[Array | None]) -> Array:
     del node
-    return np.asarray(operands[0]).reshape(np.asarray(operands[1]).tolist())
+    x, target = np.asarray(operands[0]), np.asarray(operands[1]).tolist()
+    return x.reshape([x.shape[k] if d == 0 and k < x.ndim else d for k, d in enumerate(target)])
+
+
+def _expand(node: ir.Node, operands: list[Array | None]) -> Array:
+    del node
+    x, target = np.asarray(operands[0]), np.asarray(operands[1]).tolist()
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, target))
 
 
 _SIMPLE: dict[str, Callable[[ir.Node, list[Array | None]], Array]] = {
@@ -171,6 +178,7 @@ _SIMPLE: dict[str, Callable[[ir.Node, list[Array | None]], Array]] = {
     "ConstantOfShape": _constant_of_shape,
     "CumSum": _cum_sum,
     "DequantizeLinear": _dequantize_linear,
+    "Expand": _expand,
     "Identity": _identity,
     "QuantizeLinear": _quantize_linear,
     "Reshape": _reshape,
@@ -194,9 +202,7 @@ def _is_simple(node: ir.Node) -> bool:
     if node.op_type == "ScatterND":
         return node.attributes.get_string("reduction", "none") == "none"
     if node.op_type == "Reshape":
-        shape = node.inputs[1]
-        constant = None if shape is None else shape.const_value
-        return constant is not None and bool((constant.numpy() != 0).all())
+        return node.attributes.get_int("allowzero", 0) == 0
     return True
 
 
@@ -205,6 +211,10 @@ def _holds_integers(value: ir.Value | None) -> bool:
     if value is None or value.dtype is not None:
         return value is not None and value.dtype is not None and value.dtype.is_integer()
     maker = value.producer()
+    if maker is not None and maker.op_type == "Reshape":
+        return _holds_integers(maker.inputs[0])
+    if maker is not None and maker.op_type == "Cast":
+        return ir.DataType(maker.attributes.get_int("to", 0)).is_integer()
     return maker is not None and maker.op_type == "QuantizeLinear"
 
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from obert_compiler.errors import ModelError, UsageError
-from obert_compiler.graph.graph import Graph
+from obert_compiler.graph.graph import STAGE_KEY, Graph, Stage
 from obert_compiler.runtime.cpu import default_threads
 from obert_compiler.runtime.provider import (
     Claims,
     add_engine,
     engine_absence,
+    leave_packed,
     read_claims,
     report_file,
 )
@@ -113,11 +114,51 @@ def _noted(opened: onnxruntime.InferenceSession, use: EngineUse) -> onnxruntime.
 def _open_with_engine(
     model: str | Path | Graph, threads: int | None
 ) -> onnxruntime.InferenceSession:
+    """Packed matrices go to the engine as they are, if it takes them all."""
+    if is_packed(model):
+        opened = _offered_to_engine(model, threads, fold=False)
+        claims = engine_use(opened).claims
+        if claims is None or not claims.leaves_packed:
+            return opened
+        del opened  # its memory, before the next one's
+    return _offered_to_engine(model, threads, fold=True)
+
+
+def _offered_to_engine(
+    model: str | Path | Graph, threads: int | None, *, fold: bool
+) -> onnxruntime.InferenceSession:
     options = session_options(threads)
+    if not fold:
+        leave_packed(options)
     with report_file() as report:
         add_engine(options, options.intra_op_num_threads, report)
         opened = open_session(model, options)
         return _noted(opened, EngineUse("obert", claims=read_claims(report)))
+
+
+def is_packed(model: str | Path | Graph) -> bool:
+    """Whether the pass ``pack`` has packed matrices of ``model``.
+
+    Read off the end of a file, where a protobuf holds its metadata: graphs of others count as not
+    packed.
+
+    Raises:
+        UsageError: no such file.
+    """
+    if isinstance(model, Graph):
+        return model.stage is Stage.PACKED
+    with model_file(model).open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - _METADATA))
+        return _PACKED in file.read()
+
+
+_METADATA = 1 << 16
+"""Bytes at the end of a file in which its stage is looked for."""
+
+_PACKED = (
+    STAGE_KEY.encode() + b"\x12" + bytes([len(Stage.PACKED.value)]) + Stage.PACKED.value.encode()
+)
+"""The stage as a protobuf holds it."""
 
 
 def open_session(

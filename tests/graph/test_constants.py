@@ -45,6 +45,14 @@ CHAINS = {
         "d = DequantizeLinear<axis=1>(q, s) c = Transpose(d)",
         {"q": INT8, "s": scales(4)},
     ),
+    "reshaped as it was": (
+        "t = Expand(o, two) r = Reshape(q, t) k = Cast<to=7>(r) c = Cast<to=1>(k)",
+        {"q": UINT8, "o": np.int64(0), "two": np.array([2])},
+    ),
+    "reshaped to one open and one copied dimension": (
+        "r = Reshape(q, t) c = Cast<to=1>(r)",
+        {"q": INT8, "t": np.array([0, -1, 2])},
+    ),
     "any standard op": (
         "d = Cast<to=1>(q) e = Mul(d, s) f = ReduceSum<keepdims=0>(e) c = Add(e, f)",
         {"q": INT8, "s": scales(4)},

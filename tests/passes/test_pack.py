@@ -324,6 +324,7 @@ def every_matrix_its_turn(monkeypatch):
 
 
 TURNS = 4
+INT64 = ir.DataType.INT64
 
 
 def in_a_row(dtype: type = np.float32) -> Graph:
@@ -354,8 +355,8 @@ def test_matrices_that_take_turns_are_bit_equal(dtype, tmp_path, monkeypatch):
     before = run(graph, x=x)
     expected = [site.weight() for site in find_linear_sites(graph)]
     packed(graph)
-    sums = [node for node in graph.model.graph if node.op_type == "CumSum"]
-    assert len({node.inputs[1] for node in sums}) == TURNS
+    late = [node for node in graph.model.graph if node.name.endswith(".late")]
+    assert len({node.inputs[1] for node in late}) == TURNS - 1
     np.testing.assert_array_equal(run(graph, x=x), before)
     ops = folded(graph, str(tmp_path / "optimised.onnx"))
     assert not {"Abs", "Cast", "CumSum", "ScatterND"} & set(ops)
@@ -380,6 +381,15 @@ def test_onnxruntime_goes_over_the_graph_once_for_each_turn(capfd):
     options.log_severity_level = 1
     onnxruntime.InferenceSession(ir.to_proto(graph.model).SerializeToString(), options)
     assert capfd.readouterr().err.count("ConstantFolding modified: 1") == TURNS
+
+
+@pytest.mark.usefixtures("every_matrix_its_turn")
+def test_what_is_computed_of_a_matrix_waits_for_its_turn():
+    graph = in_a_row()
+    packed(graph)
+    wide = [n for n in graph.model.graph if n.op_type == "Cast" and n.outputs[0].dtype == INT64]
+    early = [n for n in wide if n.inputs[0].is_initializer() and n.name.endswith(".steps")]
+    assert len(early) == 1
 
 
 @pytest.mark.usefixtures("every_matrix_its_turn")

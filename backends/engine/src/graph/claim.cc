@@ -109,6 +109,22 @@ std::string first_unmatched(const Graph& g, const Match& m) {
   return "";
 }
 
+// Matrices that nodes unpack and that no part took, constants alone: they would be unpacked at every
+// call where nothing folds them first.
+void tell_of_unpacked(const Graph& g, Claims& claims) {
+  std::vector<char> taken(g.nodes.size(), 0), fixed(g.nodes.size(), 0);
+  for (const Part& part : claims.parts)
+    for (int n : part) taken[n] = 1;
+  for (int n = 0; n < static_cast<int>(g.nodes.size()); ++n) {
+    const Node& node = g.nodes[n];
+    fixed[n] = !node.inputs.empty() && std::all_of(node.inputs.begin(), node.inputs.end(), [&](int value) {
+      return value < 0 || g.constant(value) || (g.values[value].producer >= 0 && fixed[g.values[value].producer]);
+    });
+    if (fixed[n] && !taken[n] && node.op == "ScatterND")
+      claims.skips.push_back({n, "it unpacks a matrix that the engine does not take: fold constants first"});
+  }
+}
+
 const char* const kWorthAReason[] = {"MatMul", "Gemm", "Softmax", "LayerNormalization"};
 
 }  // namespace
@@ -170,6 +186,7 @@ Claims claim(const Graph& graph) {
     for (const char* op : kWorthAReason)
       if (barred[n] && graph.nodes[n].op == op)
         claims.skips.push_back({static_cast<int>(n), "what reads its result is not computed in the engine"});
+  tell_of_unpacked(graph, claims);
   return claims;
 }
 

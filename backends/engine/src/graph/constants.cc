@@ -1,5 +1,7 @@
 #include "constants.h"
 
+#include "unpacking.h"
+
 #include <cmath>
 #include <cstring>
 
@@ -14,11 +16,6 @@ std::optional<size_t> elements(const std::vector<int64_t>& shape) {
     count *= static_cast<size_t>(d);
   }
   return count;
-}
-
-bool whole(const Constant& c) {
-  auto count = elements(c.shape);
-  return count && *count == c.count && (c.count == 0 || c.data != nullptr);
 }
 
 std::optional<int> integer_at(const Constant& c, size_t i) {
@@ -59,6 +56,11 @@ int64_t axis_of(const Node& node, size_t rank) {
 }
 
 }  // namespace
+
+bool whole(const Constant& c) {
+  auto count = elements(c.shape);
+  return count && *count == c.count && (c.count == 0 || c.data != nullptr);
+}
 
 std::optional<std::vector<int64_t>> integers(const Graph& g, int value) {
   const Constant* c = g.constant(value);
@@ -138,8 +140,9 @@ std::optional<Quantization> quantization(const Graph& g, const Node& node) {
   return q;
 }
 
-std::optional<Weights> matrix(const Graph& g, int value, bool transposed, std::vector<int>& nodes, std::string& reason) {
-  Weights w;
+std::optional<Matrix> matrix(const Graph& g, int value, bool transposed, const Reshapes& known, std::string& reason) {
+  Matrix m;
+  Weights& w = m.weights;
   bool swapped = transposed;
   const Node* dequantize = nullptr;
   bool axis_swapped = false;   // whether DequantizeLinear's result is [outputs, inputs]
@@ -150,6 +153,18 @@ std::optional<Weights> matrix(const Graph& g, int value, bool transposed, std::v
     }
     const Node* node = g.producer(value);
     if (!node || node->inputs.empty()) break;
+    if (node->op == "Reshape") {
+      auto packed = unpacked(g, value, known, reason);
+      if (!packed) {
+        if (!reason.empty()) return std::nullopt;
+        break;
+      }
+      w.packed = packed->matrix;
+      m.unpacking = packed->nodes;
+      m.unpacked = packed->name;
+      m.nodes.insert(m.nodes.end(), packed->nodes.begin(), packed->nodes.end());
+      break;
+    }
     if (node->op == "Transpose") {
       auto perm = node->int_lists.find("perm");
       if (perm != node->int_lists.end() && perm->second != std::vector<int64_t>{1, 0}) {
@@ -167,29 +182,29 @@ std::optional<Weights> matrix(const Graph& g, int value, bool transposed, std::v
     } else {
       break;
     }
-    nodes.push_back(g.values[value].producer);
+    m.nodes.push_back(g.values[value].producer);
     value = node->inputs[0];
   }
-  if (!w.matrix) {
+  if (!w.matrix && !w.packed.values) {
     reason = "its second factor is no constant";
     return std::nullopt;
   }
-  const Constant& c = *w.matrix;
-  if (c.shape.size() != 2 || !whole(c) || c.count == 0 || c.shape[0] > (1 << 20) || c.shape[1] > (1 << 20)) {
+  std::vector<int64_t> shape = w.matrix ? w.matrix->shape : std::vector<int64_t>{w.packed.rows, w.packed.columns};
+  if (shape.size() != 2 || (w.matrix && (!whole(*w.matrix) || w.matrix->count == 0)) || shape[0] > (1 << 20) || shape[1] > (1 << 20)) {
     reason = "its constant is no matrix";
     return std::nullopt;
   }
   w.outputs_first = swapped;
-  w.inputs = static_cast<int>(c.shape[swapped ? 1 : 0]);
-  w.outputs = static_cast<int>(c.shape[swapped ? 0 : 1]);
+  w.inputs = static_cast<int>(shape[swapped ? 1 : 0]);
+  w.outputs = static_cast<int>(shape[swapped ? 0 : 1]);
   if (!dequantize) {
-    if (c.type != Type::kFloat) {
+    if (w.type() != Type::kFloat) {
       reason = "its matrix is of a type that the engine does not compute";
       return std::nullopt;
     }
-    return w;
+    return m;
   }
-  if (c.type != Type::kInt8 && c.type != Type::kUInt8) {
+  if (w.type() != Type::kInt8 && w.type() != Type::kUInt8) {
     reason = "its matrix is quantised to another type than int8 or uint8";
     return std::nullopt;
   }
@@ -205,7 +220,7 @@ std::optional<Weights> matrix(const Graph& g, int value, bool transposed, std::v
       return std::nullopt;
     }
   }
-  return w;
+  return m;
 }
 
 }  // namespace obert

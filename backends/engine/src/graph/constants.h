@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "graph.h"
+#include "match.h"
 #include "ops.h"
 
 namespace obert {
@@ -22,10 +23,20 @@ std::optional<std::vector<int64_t>> integers(const Graph& graph, int value);
 // Scale and zero point of a QuantizeLinear or DequantizeLinear whose tensor has one scale.
 std::optional<Quantization> quantization(const Graph& graph, const Node& node);
 
+// Whether a constant has the elements that its shape promises.
+bool whole(const Constant& constant);
+
+// A matrix with what it was read through.
+struct Matrix {
+  Weights weights;
+  std::vector<int> nodes;       // of the chain
+  std::vector<int> unpacking;   // those of them that put a packed matrix together
+  std::string unpacked;         // name of its blocks, see unpacking.h; empty where it is stored whole
+};
+
 // The constant matrix behind `value`, [inputs, outputs] or, when `transposed`, [outputs, inputs],
-// read through DequantizeLinear and Transpose.
-// `nodes` gets the nodes of the chain. Empty where the chain is another one; `reason` says why.
-std::optional<Weights> matrix(const Graph& graph, int value, bool transposed, std::vector<int>& nodes,
-                              std::string& reason);
+// read through DequantizeLinear and Transpose, stored whole or packed.
+// Empty where the chain is another one; `reason` says why.
+std::optional<Matrix> matrix(const Graph& graph, int value, bool transposed, const Reshapes& known, std::string& reason);
 
 }  // namespace obert

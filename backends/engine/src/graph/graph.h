@@ -10,7 +10,7 @@
 namespace obert {
 
 // ONNX TensorProto.DataType of the types the engine reads.
-enum class Type : int { kNone = 0, kFloat = 1, kUInt8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kBool = 9, kFloat16 = 10 };
+enum class Type : int { kNone = 0, kFloat = 1, kUInt8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kBool = 9, kFloat16 = 10, kUInt4 = 21 };
 
 // A constant tensor; the bytes belong to whoever filled the graph.
 struct Constant {
@@ -43,6 +43,7 @@ struct Node {
   std::map<std::string, float> floats;
   std::map<std::string, std::string> strings;
   std::map<std::string, std::vector<int64_t>> int_lists;
+  bool fills_with_zeros = false;   // ConstantOfShape
 
   int64_t integer(const char* name, int64_t otherwise) const {
     auto found = ints.find(name);

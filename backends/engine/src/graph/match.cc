@@ -25,6 +25,7 @@ class Matcher {
     imports_.assign(g_.values.size(), -1);
     row_of_.assign(g_.values.size(), -1);
     arithmetic_.assign(g_.nodes.size(), 0);
+    unpacks_.assign(g_.nodes.size(), 0);
   }
 
   Match run() {
@@ -347,10 +348,11 @@ class Matcher {
     bool gemm = p.op == "Gemm";
     if (gemm && (p.integer("transA", 0) != 0 || p.real("alpha", 1.f) != 1.f || p.real("beta", 1.f) != 1.f))
       return fail("it is a Gemm with transA, alpha or beta");
-    std::vector<int> chain;
     std::string why;
-    auto w = matrix(g_, in(n, 1), gemm && p.integer("transB", 0) != 0, chain, why);
-    if (!w) return fail(why.c_str());
+    auto found = matrix(g_, in(n, 1), gemm && p.integer("transB", 0) != 0, known_, why);
+    if (!found) return fail(why.c_str());
+    Weights* w = &found->weights;
+    std::vector<int>& chain = found->nodes;
     for (int c : chain)
       if (barred_[c]) return fail("its matrix is read outside of the engine too");
     if (gemm && in(n, 2) >= 0) {
@@ -361,7 +363,7 @@ class Matcher {
     }
     int x = -1;
     if (w->scale.empty()) {
-      if (densities_.of(*w->matrix) > kDenseFloat) return fail("its matrix is float32 and not sparse: ONNX Runtime is faster");
+      if (densities_.of(*w) > kDenseFloat) return fail("its matrix is float32 and not sparse: ONNX Runtime is faster");
       x = tensor(in(n, 0), w->inputs);
       if (x < 0) return fail("its input is not held as float tokens of that width");
     } else {
@@ -369,6 +371,8 @@ class Matcher {
       if (x < 0) return fail("its input is not quantised by constants, one scale for the tensor");
     }
     for (int c : chain) m_.claimed[c] = 1;
+    for (int c : found->unpacking) unpacks_[c] = 1;
+    if (!found->unpacked.empty()) m_.reshapes[found->unpacked].blocks = w->packed.blocks;
     Op op;
     op.kind = OpKind::kLinear;
     op.inputs = {x};
@@ -716,7 +720,9 @@ class Matcher {
   // Shape, Gather, Concat and their like whose results only claimed nodes read: left outside they
   // would make the engine hand out hidden states for the sake of their shape.
   void claim_shape_arithmetic() {
-    static const char* const kOps[] = {"Shape", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Cast", "Mul", "Div"};
+    static const char* const kOps[] = {"Shape", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Cast", "Mul", "Div",
+                                       // what a packed matrix is put among, and waits for
+                                       "ConstantOfShape", "Expand", "Abs", "Add", "QuantizeLinear", "DequantizeLinear"};
     for (int n = static_cast<int>(g_.nodes.size()) - 1; n >= 0; --n) {
       if (m_.claimed[n] || barred_[n]) continue;
       if (std::none_of(std::begin(kOps), std::end(kOps), [&](const char* op) { return node(n).op == op; })) continue;
@@ -731,7 +737,7 @@ class Matcher {
   }
   // Whether a claimed node reads `value` only as a shape.
   bool feeds_shape(int consumer, int value) const {
-    if (arithmetic_[consumer]) return true;
+    if (arithmetic_[consumer] || unpacks_[consumer]) return true;
     return m_.claimed[consumer] && node(consumer).op == "Reshape" && in(consumer, 0) != value && view(out(consumer)).held();
   }
 
@@ -743,17 +749,19 @@ class Matcher {
   std::vector<int> imports_;   // by value: the op that imports it
   std::vector<int> row_of_;    // by value: its term among the rows
   std::vector<char> arithmetic_;   // by node: claimed because it computes shapes for claimed nodes
+  std::vector<char> unpacks_;      // by node: of the chain of a packed matrix
   std::string reason_;
 };
 
 }  // namespace
 
-double Densities::of(const Constant& matrix) {
-  auto [place, fresh] = known_.try_emplace(matrix.data, 0.0);
+double Densities::of(const Weights& weights) {
+  const Constant& stored = weights.matrix ? *weights.matrix : *weights.packed.values;
+  auto [place, fresh] = known_.try_emplace(stored.data, 0.0);
   if (fresh) {
     size_t kept = 0;
-    for (size_t i = 0; i < matrix.count; ++i) kept += matrix.as<float>()[i] != 0.f;
-    place->second = static_cast<double>(kept) / static_cast<double>(matrix.count);
+    for (size_t i = 0; i < stored.count; ++i) kept += stored.as<float>()[i] != 0.f;
+    place->second = static_cast<double>(kept) / (static_cast<double>(weights.inputs) * weights.outputs);
   }
   return place->second;
 }

@@ -53,11 +53,13 @@ struct Skip {
   std::string reason;
 };
 
-// What Reshapes make of heads and tokens, by name of their result. Their targets are computed by
-// nodes that may lie outside of the part, so a part alone does not show it.
+// What Reshapes make of heads and tokens, and how many blocks of zeros a packed matrix is put among,
+// by name of the Reshape's or ScatterND's result. Nodes that may lie outside of the part compute it,
+// so a part alone does not show it.
 struct Reshaped {
   Layout layout = Layout::kTokens;
   int head_dim = 0;
+  int64_t blocks = 0;
 };
 using Reshapes = std::map<std::string, Reshaped>;
 

@@ -10,7 +10,7 @@ namespace obert {
 // Share of the elements of float matrices that are not zero, counted once for each matrix.
 class Densities {
  public:
-  double of(const Constant& matrix);
+  double of(const Weights& weights);
 
  private:
   std::map<const void*, double> known_;

@@ -22,15 +22,32 @@ struct Quantization {
   bool same(const Quantization& o) const { return scale == o.scale && zero_point == o.zero_point; }
 };
 
+// A matrix as kept blocks of `block` neighbours, counted row by row, and the distance of each from
+// the one stored before it (the first one's from the start). All other blocks are zeros.
+struct PackedMatrix {
+  const Constant* values = nullptr;   // float, int8 or uint8, [stored, block]
+  const Constant* gaps = nullptr;     // uint8, or uint4 in pairs whose first is the low half of a byte
+  int64_t rows = 0, columns = 0;
+  int64_t block = 0, blocks = 0;      // length of a block; how many make up the matrix
+
+  unsigned gap(size_t i) const {
+    const uint8_t* bytes = gaps->as<uint8_t>();
+    return gaps->type == Type::kUInt8 ? bytes[i] : (bytes[i / 2] >> (i % 2 * 4)) & 15u;
+  }
+};
+
 // A constant matrix and bias of a product, as the graph stores them.
 struct Weights {
-  const Constant* matrix = nullptr;   // float, int8 or uint8
+  const Constant* matrix = nullptr;   // float, int8 or uint8; null where it is packed
+  PackedMatrix packed;                // where `matrix` is null
   bool outputs_first = false;         // stored [outputs, inputs] instead of [inputs, outputs]
   int inputs = 0;
   int outputs = 0;
   std::vector<float> scale;           // [outputs]; empty for float matrices
   std::vector<int> zero_point;        // [outputs], in the matrix's own type; empty: zero
   std::vector<float> bias;            // [outputs] or empty
+
+  Type type() const { return matrix ? matrix->type : packed.values->type; }
 };
 
 enum class OpKind : uint8_t {

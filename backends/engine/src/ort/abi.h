@@ -19,7 +19,7 @@ struct ValueInfo; struct OpAttribute; struct GraphSupport; struct NodeComputeCon
 struct Allocator; struct DataTransfer; struct SyncStream; struct MemoryDevice;
 
 // ONNX TensorProto.DataType, as ONNX Runtime numbers its element types.
-enum ElementType : int { kFloat = 1, kUInt8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kBool = 9, kFloat16 = 10 };
+enum ElementType : int { kFloat = 1, kUInt8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kBool = 9, kFloat16 = 10, kUInt4 = 21 };
 enum AttributeType : int { kInt = 1, kInts = 2, kFloatAttribute = 3, kFloats = 4, kString = 5 };
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum DeviceType : int { kCpu = 0 };
@@ -44,6 +44,7 @@ struct ApiBase {
   X(91, Status*, KernelContext_GetOutput,                                                                   \
     (KernelContext*, size_t index, const int64_t* dimensions, size_t count, Value**))                       \
   X(93, void, ReleaseStatus, (Status*))                                                                     \
+  X(96, void, ReleaseValue, (Value*))                                                                       \
   X(99, void, ReleaseTensorTypeAndShapeInfo, (TensorInfo*))                                                 \
   X(237, Status*, HasSessionConfigEntry, (const SessionOptions*, const char* key, int* found))              \
   X(238, Status*, GetSessionConfigEntry, (const SessionOptions*, const char* key, char* value, size_t*))    \
@@ -66,7 +67,8 @@ struct ApiBase {
   X(354, Status*, Node_GetInputs, (const Node*, const ValueInfo** values, size_t count))                    \
   X(355, Status*, Node_GetNumOutputs, (const Node*, size_t*))                                               \
   X(356, Status*, Node_GetOutputs, (const Node*, const ValueInfo** values, size_t count))                   \
-  X(361, Status*, Node_GetAttributeByName, (const Node*, const char* name, const OpAttribute**))
+  X(361, Status*, Node_GetAttributeByName, (const Node*, const char* name, const OpAttribute**))            \
+  X(362, Status*, OpAttr_GetTensorAttributeAsOrtValue, (const OpAttribute*, Value**))
 
 struct NodeFusionOptions {
   uint32_t version;

@@ -1,5 +1,7 @@
 #include "read_graph.h"
 
+#include <memory>
+
 namespace obert::ort {
 
 Api api;
@@ -54,9 +56,10 @@ namespace {
 
 // The attributes that the matcher asks for, by type: an attribute is read by its name.
 const char* const kIntegers[] = {"axis", "transA", "transB", "block_size", "output_dtype", "allowzero",
-                                 "to",   "start",  "end",    "keepdims"};
+                                 "to",   "start",  "end",    "keepdims",
+                                 "exclusive", "reverse"};
 const char* const kReals[] = {"alpha", "beta", "epsilon"};
-const char* const kStrings[] = {"approximate"};
+const char* const kStrings[] = {"approximate", "reduction"};
 const char* const kIntegerLists[] = {"perm", "axes"};
 
 const OpAttribute* attribute(const Node* node, const char* name) {
@@ -101,6 +104,30 @@ void read_attributes(const Node* from, obert::Node& to) {
     if (const OpAttribute* a = attribute(from, name))
       if (read(a, kInts, list, sizeof list, &written) && written <= sizeof list)
         to.int_lists[name].assign(list, list + written / sizeof(int64_t));
+  }
+}
+
+// Whether a ConstantOfShape makes zeros: what it is filled with is a tensor, or left out.
+bool zeros(const Node* from) {
+  const OpAttribute* a = attribute(from, "value");
+  if (!a) return true;
+  Value* value = nullptr;
+  if (Status* s = api.OpAttr_GetTensorAttributeAsOrtValue(a, &value)) {
+    api.ReleaseStatus(s);
+    return false;
+  }
+  std::unique_ptr<Value, void (*)(Value*)> owner(value, [](Value* v) { api.ReleaseValue(v); });
+  TensorView t;
+  try {
+    t = view_of(value);
+  } catch (const std::runtime_error&) {
+    return false;
+  }
+  switch (t.count == 1 && t.data ? t.type : 0) {
+    case kFloat: return *static_cast<const float*>(t.data) == 0.f;
+    case kUInt8:
+    case kInt8: return *static_cast<const uint8_t*>(t.data) == 0;
+    default: return false;
   }
 }
 
@@ -188,6 +215,7 @@ class Reader {
     n.op = domain.empty() || domain == "ai.onnx" ? op : domain + "." + op;
     check(api.Node_GetSinceVersion(handle, &n.since));
     read_attributes(handle, n);
+    n.fills_with_zeros = n.op == "ConstantOfShape" && zeros(handle);
     int index = static_cast<int>(r_.graph.nodes.size());
     for (const ValueInfo* info : inputs_of(handle)) {
       int v = value(info);

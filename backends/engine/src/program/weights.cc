@@ -6,10 +6,35 @@
 namespace obert {
 namespace {
 
+// Puts kept blocks into rows of outputs, zeros elsewhere. Of blocks at one place the last one stays.
+template <class From, class To, class Map>
+void rows_of_packed(const Weights& w, To* to, Map map) {
+  const PackedMatrix& p = w.packed;
+  for (int o = 0; o < w.outputs; ++o) std::fill_n(to + static_cast<size_t>(o) * w.inputs, w.inputs, map(From{0}, o));
+  const From* block = p.values->as<From>();
+  int64_t place = 0;
+  for (size_t s = 0; s < p.gaps->count; ++s, block += p.block) {
+    place += p.gap(s);
+    if (place >= p.blocks) throw std::runtime_error("packed blocks reach beyond the end of their matrix");
+    int64_t row = place * p.block / p.columns, column = place * p.block % p.columns;
+    for (int64_t j = 0; j < p.block; ++j) {
+      int o = static_cast<int>(w.outputs_first ? row : column);
+      int64_t i = w.outputs_first ? column : row;
+      to[static_cast<int64_t>(o) * w.inputs + i] = map(block[j], o);
+      if (++column == p.columns) {
+        column = 0;
+        ++row;
+      }
+    }
+  }
+}
+
 // Copies [inputs, outputs] or [outputs, inputs] into rows of outputs, a tile at a time so that
 // neither side is walked across its cache lines.
 template <class From, class To, class Map>
-void rows_of(const From* from, const Weights& w, To* to, Map map) {
+void rows_of(const Weights& w, To* to, Map map) {
+  if (!w.matrix) return rows_of_packed<From>(w, to, map);
+  const From* from = w.matrix->as<From>();
   constexpr int kTile = 64;
   if (w.outputs_first) {
     for (int o = 0; o < w.outputs; ++o)
@@ -30,10 +55,10 @@ void rows_of(const From* from, const Weights& w, To* to, Map map) {
 
 void int16_rows(const Weights& w, int16_t* to) {
   auto zero = [&](int o) { return w.zero_point.empty() ? 0 : w.zero_point[o]; };
-  if (w.matrix->type == Type::kInt8)
-    rows_of(w.matrix->as<int8_t>(), w, to, [&](int8_t v, int o) { return static_cast<int16_t>(v - zero(o)); });
+  if (w.type() == Type::kInt8)
+    rows_of<int8_t>(w, to, [&](int8_t v, int o) { return static_cast<int16_t>(v - zero(o)); });
   else
-    rows_of(w.matrix->as<uint8_t>(), w, to, [&](uint8_t v, int o) { return static_cast<int16_t>(v - zero(o)); });
+    rows_of<uint8_t>(w, to, [&](uint8_t v, int o) { return static_cast<int16_t>(v - zero(o)); });
 }
 
 }  // namespace
@@ -58,8 +83,7 @@ Product prepare(const std::vector<const Weights*>& weights, const Quantization* 
     std::vector<float> dense(size);
     row = 0;
     for (const Weights* w : weights) {
-      rows_of(w->matrix->as<float>(), *w, dense.data() + static_cast<size_t>(row) * inputs,
-              [](float v, int) { return v; });
+      rows_of<float>(*w, dense.data() + static_cast<size_t>(row) * inputs, [](float v, int) { return v; });
       row += w->outputs;
     }
     p.real = pack_sparse_float(dense.data(), p.rows, inputs);

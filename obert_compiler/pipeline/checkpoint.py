@@ -132,6 +132,8 @@ class Checkpoints:
             source = state["source"]
             source["folder"] = None if source["folder"] is None else Path(source["folder"])
             model = ir.load(self.folder / f"graph-{len(self.records)}" / "model.onnx")
+            # Into memory: the files are deleted two steps further on.
+            ir.external_data.load_to_model(model)
             self._source = Source(**source)
             return Graph(model, self._source)
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -247,7 +247,12 @@ def _lowered(
         elif recipe.model is None:
             raise UsageError("model: expected a folder, a hub id or an .onnx file, found none")
         else:
-            graph = lower(recipe.model, task=recipe.task, tokenizer=recipe.tokenizer)
+            graph = lower(
+                recipe.model,
+                task=recipe.task,
+                tokenizer=recipe.tokenizer,
+                new_head=recipe.new_head,
+            )
         verify(graph, graph.stage)
     manager.steps(graph)
     backend.requires(graph)

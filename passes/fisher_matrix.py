@@ -78,6 +78,21 @@ class FisherMatrix:
         repaired = self.layout.join(blocks).astype(np.float32)
         return repaired, float(increase.sum())
 
+    def repair_by_sum(
+        self, W: FloatArray, removed: BoolArray, group: int
+    ) -> tuple[FloatArray, float]:
+        """As `repair`, with the updates of the removed groups added up as published."""
+        blocks, increase = obs.sum_of_updates(
+            self.F,
+            self.layout.cut(W),
+            self.layout.cut(W != 0),
+            self.layout.cut(removed),
+            group=group,
+            damping=self.damping,
+            where=self.where,
+        )
+        return self.layout.join(blocks).astype(np.float32), float(increase.sum())
+
     def remove(self, W: FloatArray, removed: BoolArray) -> tuple[FloatArray, float]:
         """``W`` without ``removed [out, in]``, the rest as it was, and the loss increase."""
         delta = self.layout.cut(np.where(removed, -W, np.float32(0)))

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from obert_compiler.errors import NumericsError
 from obert_compiler.passes.threads import threads
 
-__all__ = ["group_saliency", "joint_repair", "mean_diagonal", "quadratic_loss"]
+__all__ = ["group_saliency", "joint_repair", "mean_diagonal", "quadratic_loss", "sum_of_updates"]
 
 FloatArray = npt.NDArray[np.floating]
 Float64Array = npt.NDArray[np.float64]
@@ -112,7 +112,7 @@ def joint_repair(
     ``delta = -F^-1[:, S] ([F^-1]_SS)^-1 w_S`` for the set ``S`` of a block minimises
     ``1/2 delta^T F delta`` subject to ``delta_S = -w_S``. It is solved in its primal form, one
     system over the kept weights ``K``: ``F_KK delta_K = F_KS w_S``. (The published update is the
-    sum over groups, which is optimal only for a single group.)
+    sum over groups, `sum_of_updates`.)
 
     Args:
         F: undamped blocks ``[k, B, B]``.
@@ -152,6 +152,60 @@ def joint_repair(
         increase[touched] = np.maximum(solved[:, size], 0.0)
     repaired[removed | ~alive] = 0.0
     return repaired, increase
+
+
+def sum_of_updates(
+    F: FloatArray,
+    w: FloatArray,
+    alive: BoolArray,
+    removed: BoolArray,
+    *,
+    group: int,
+    damping: float,
+    where: str = "matrix",
+) -> tuple[Float64Array, Float64Array]:
+    """Remove all of ``removed`` and add up the updates that each group would have alone.
+
+    The update as published (oBERT, arXiv 2203.07259, equation 5), to compare with: ``delta = -sum_Q
+    F^-1[:, Q] ([F^-1]_QQ)^-1 w_Q`` over the removed groups ``Q``. It is that of `joint_repair` for
+    a single group of a block, and worse for several. What was removed is set to zero at the end.
+
+    Args:
+        F: undamped blocks ``[k, B, B]``.
+        w: weights ``[k, B]``.
+        alive: ``[k, B]``.
+        removed: ``[k, B]``, whole groups.
+        group: weights per group; divides ``B``.
+        damping: added to the diagonal.
+        where: the matrix, for messages.
+
+    Returns:
+        The weights ``[k, B]``, exactly zero where removed or not alive, and the predicted loss
+        increase of each block ``[k]``.
+
+    Raises:
+        NumericsError: a damped block is not positive definite or not finite.
+    """
+    moved = np.where(alive, w, 0.0).astype(np.float64)
+    size = F.shape[-1]
+
+    def solve(part: slice) -> Float64Array:
+        kept, lost = alive[part], removed[part] & alive[part]
+        masked = _masked(F[part], kept, damping, part.start, where)
+        inverse = np.linalg.inv(masked)
+        delta = np.zeros(kept.shape)
+        for start in range(0, size, group):
+            Q = slice(start, start + group)
+            w_Q = np.where(lost[:, Q], moved[part, Q], 0.0)[..., None]
+            delta -= (inverse[:, :, Q] @ np.linalg.solve(inverse[:, Q, Q], w_Q))[..., 0]
+        delta = np.where(lost, -moved[part], np.where(kept, delta, 0.0))
+        loss = 0.5 * np.einsum("ki,kij,kj->k", delta, masked, delta)
+        return np.concatenate([delta, loss[:, None]], axis=1)
+
+    solved = _over_chunks(solve, F.shape[0], size)
+    moved += solved[:, :size]
+    moved[removed | ~alive] = 0.0
+    return moved, np.maximum(solved[:, size], 0.0)
 
 
 def quadratic_loss(F: FloatArray, delta: FloatArray, damping: float) -> Float64Array:

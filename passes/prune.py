@@ -75,8 +75,9 @@ class Prune(Pass):
         block: weights per group, consecutive inputs of one output; 1 is unstructured.
         method: how groups are ranked: ``fisher`` (second-order information) or ``magnitude``.
         repair: how the remaining weights make up for the removed ones: ``rows`` (least squares over
-            whole rows, layer by layer, needs data), ``fisher`` (inside Fisher blocks), ``none``;
-            ``auto`` takes ``rows`` for the method ``fisher`` and ``none`` for ``magnitude``.
+            whole rows, layer by layer, needs data), ``fisher`` (inside Fisher blocks), ``sum``
+            (there, as published: the updates of the groups added up), ``none``; ``auto`` takes
+            ``rows`` for the method ``fisher`` and ``none`` for ``magnitude``.
         steps: sparsities on the way to the target, with ``repair=rows``. At each, the Fisher of the
             model as repaired so far ranks what is left, and the repair starts anew from the dense
             weights. Steps that are not below the target are not taken; ``steps=1`` takes none.
@@ -116,7 +117,7 @@ class Prune(Pass):
     exclude: tuple[str, ...] = ()
     damping: float = 2e-2
     absolute_damping: float | None = None
-    repair: Literal["auto", "rows", "fisher", "none"] = "auto"
+    repair: Literal["auto", "rows", "fisher", "sum", "none"] = "auto"
     steps: tuple[str, ...] = ("0.5", "0.7", "0.8", "0.85", "0.9", "0.95")
     samples: int = 1024
     repair_samples: int = 4096
@@ -126,10 +127,12 @@ class Prune(Pass):
 
     def __post_init__(self) -> None:
         check_one_of("method", self.method, "fisher", "magnitude")
-        check_one_of("repair", self.repair, "auto", "rows", "fisher", "none")
+        check_one_of("repair", self.repair, "auto", "rows", "fisher", "sum", "none")
         check_one_of("scope", self.scope, "global", "uniform")
-        if self.repair == "fisher" and self.method != "fisher":
-            raise UsageError("prune: expected method=fisher for repair=fisher, found magnitude")
+        if self.repair in {"fisher", "sum"} and self.method != "fisher":
+            raise UsageError(
+                f"prune: expected method=fisher for repair={self.repair}, found magnitude"
+            )
         for name in ("block", "samples", "repair_samples", "repair_positions"):
             check_at_least(name, getattr(self, name), 1)
         for name in ("damping", "absolute_damping", "repair_damping", "memory"):
@@ -173,7 +176,7 @@ class Prune(Pass):
         return _DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
 
     @property
-    def repaired_by(self) -> Literal["rows", "fisher", "none"]:
+    def repaired_by(self) -> Literal["rows", "fisher", "sum", "none"]:
         """`repair`, with ``auto`` resolved."""
         if self.repair == "auto":
             return "rows" if self.method == "fisher" else "none"
@@ -248,12 +251,17 @@ class Prune(Pass):
         *_, result = self.descend(graph, context)
         return result
 
-    def descend(self, graph: Graph, context: Context) -> Iterator[PassResult]:
-        """As `run`, with the result after every step: ``graph`` is then what it says."""
+    def descend(
+        self, graph: Graph, context: Context, aim: Graph | None = None
+    ) -> Iterator[PassResult]:
+        """As `run`, with the result after every step: ``graph`` is then what it says.
+
+        ``repair=rows`` brings the activations to those of ``aim``, by default ``graph`` as it came.
+        """
         sites, skips = select_sites(graph, self.include, self.exclude)
         names = [site.name for site in sites]
         before: list[int] = []
-        dense = graph.copy()
+        dense = graph.copy() if aim is None else aim
         self._check_gradients(sites, context)
         for number, way in enumerate(self.ways):
             if number:
@@ -411,8 +419,11 @@ class Prune(Pass):
                 _set_weight(site, np.where(removed, np.float32(0), W))
             elif site.name in mine:
                 fisher = self._fisher_of(site, context)
-                remove = fisher.remove if repaired_by == "none" else fisher.repair
-                pruned, increase = remove(W, removed)
+                if repaired_by == "sum":
+                    pruned, increase = fisher.repair_by_sum(W, removed, self.group)
+                else:
+                    remove = fisher.remove if repaired_by == "none" else fisher.repair
+                    pruned, increase = remove(W, removed)
                 found = {"predicted_loss_increase": increase, "damping": fisher.damping}
                 moved[site.name] = pruned, found
         by_name = {site.name: site for site in sites}

@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", type=Path, metavar="FILE", help="passes and options in YAML")
     add("--task", metavar="TASK", help="task of the model (default: read from its config)")
     add(
+        "--new-head",
+        metavar="CLASSES",
+        help="start from an untrained head: names of its classes joined by +, or their number",
+    )
+    add(
         "--data",
         metavar="FILE",
         help="data for training, calibration and Fisher (jsonl, csv, parquet, hub)",

@@ -16,6 +16,7 @@ from obert_compiler.errors import ModelError, UsageError
 from obert_compiler.frontends.canonical import canonicalise
 from obert_compiler.frontends.configuration import TASK_OUTPUTS, read_config, task_of
 from obert_compiler.frontends.dimensions import name_dimensions
+from obert_compiler.frontends.new_head import describe_head, of_the_head, read_classes
 from obert_compiler.frontends.sentence_embedding import add_sentence_embedding, read_modules
 from obert_compiler.frontends.torch_module import export, parameter_bytes
 from obert_compiler.graph.graph import Graph, Source
@@ -33,13 +34,18 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*/config.
 
 
 def lower_huggingface(
-    model: str | Path, *, task: str | None = None, tokenizer: str | Path | None = None
+    model: str | Path,
+    *,
+    task: str | None = None,
+    tokenizer: str | Path | None = None,
+    new_head: str | None = None,
 ) -> Graph:
     """Lower a Hugging Face folder or hub id.
 
     Attention is exported in its plain form (softmax of a masked product), weights as float32. A
     sentence-transformers folder (modules.json) gets the output ``sentence_embedding`` besides
-    ``last_hidden_state``.
+    ``last_hidden_state``. With ``new_head``, the head for its classes has random weights, always
+    the same ones.
 
     Raises:
         UsageError: the folder or hub id, its architecture or the task is unknown.
@@ -62,7 +68,10 @@ def lower_huggingface(
         raise UsageError(f"task '{task}': expected one of {', '.join(_AUTO_MODELS)}")
     sentences = task == "feature-extraction" and (folder / "modules.json").is_file()
     steps = read_modules(folder) if sentences else []
-    module, missing = _load(folder, model, task)
+    classes = None if new_head is None else read_classes(new_head, task)
+    module, missing = _load(folder, model, task, classes)
+    if classes is not None:
+        missing -= of_the_head(missing, str(module.base_model_prefix))
     loaded: Any = module.config  # with the defaults that config.json leaves out
     # A pooler may be missing where no output needs it, which only the graph shows.
     _refuse_untrained((name for name in missing if "pooler" not in name), model, task)
@@ -117,7 +126,9 @@ def _local_folder(model: str | Path) -> Path:
         ) from error
 
 
-def _load(folder: Path, model: str | Path, task: str) -> tuple[torch.nn.Module, set[str]]:
+def _load(
+    folder: Path, model: str | Path, task: str, classes: tuple[str, ...] | None
+) -> tuple[torch.nn.Module, set[str]]:
     """The module in float32 with plain attention, and the parameters the checkpoint lacks."""
     from safetensors import SafetensorError
 
@@ -128,14 +139,18 @@ def _load(folder: Path, model: str | Path, task: str) -> tuple[torch.nn.Module, 
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
-        module, info = auto.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            output_loading_info=True,
-        )
+        if classes is not None:
+            describe_head(config, classes, task)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of a new head
+            module, info = auto.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                output_loading_info=True,
+            )
     except (KeyError, ValueError, ImportError) as error:
         raise UsageError(
             f"model '{model}': transformers {transformers.__version__} cannot load it for "
@@ -149,7 +164,11 @@ def _load(folder: Path, model: str | Path, task: str) -> tuple[torch.nn.Module, 
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    for name, found, expected in info.get("mismatched_keys", ()):
+    mismatched = list(info.get("mismatched_keys", ()))
+    if classes is not None:
+        renewed = of_the_head((name for name, *_ in mismatched), str(module.base_model_prefix))
+        mismatched = [entry for entry in mismatched if entry[0] not in renewed]
+    for name, found, expected in mismatched:
         raise ModelError(
             f"model '{model}': parameter '{name}': expected shape {tuple(expected)} by "
             f"config.json, found {tuple(found)}; use the configuration that belongs to the weights"

@@ -20,6 +20,7 @@ def lower(
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
     dynamic_shapes: Mapping[str, Any] | tuple[Any, ...] | None = None,
     tokenizer: str | Path | None = None,
+    new_head: str | None = None,
 ) -> Graph:
     """Lower ``model`` to a graph in canonical form (`obert_compiler.frontends.canonical`).
 
@@ -32,6 +33,8 @@ def lower(
             both dimensions of integer matrices and the first dimension of everything else.
         tokenizer: folder with the tokenizer files for the artefact, where they do not lie beside
             the model.
+        new_head: names of classes joined by ``+``, or their number: gives a Hugging Face model a
+            head for ``task`` that is not trained yet.
 
     Raises:
         UsageError: the model is unknown, or the arguments do not fit it.
@@ -44,17 +47,24 @@ def lower(
                 "found a path; leave them out"
             )
         file = _onnx_file(model)
+        if file is not None and new_head is not None:
+            raise UsageError(
+                f"model '{model}': expected a Hugging Face folder for a new head, found an ONNX "
+                "file, whose head is part of it; write the sparse model with --backend torch"
+            )
         if file is not None:
             from obert_compiler.frontends.onnx_file import lower_onnx
 
             return lower_onnx(file, task=task, tokenizer=tokenizer)
         with _needing_extra(f"model '{model}'"):
             from obert_compiler.frontends.huggingface import lower_huggingface
-        return lower_huggingface(model, task=task, tokenizer=tokenizer)
+        return lower_huggingface(model, task=task, tokenizer=tokenizer, new_head=new_head)
     if not any(base.__module__.startswith("torch.nn") for base in type(model).__mro__):
         raise UsageError(
             f"model: expected a path, a hub id or a torch.nn.Module, found {type(model).__name__}"
         )
+    if new_head is not None:
+        raise UsageError("model: expected a folder or a hub id for a new head, found a module")
     from obert_compiler.frontends.torch_module import lower_module
 
     return lower_module(

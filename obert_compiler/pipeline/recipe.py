@@ -37,6 +37,7 @@ class Recipe:
         passes: pass texts in the grammar of ``--passes``.
         model: what was compiled: folder, hub id or file.
         task: task name, None to read it from the model.
+        new_head: classes of a head that is not trained yet, as `obert_compiler.lower` takes them.
         data: calibration and Fisher data; None for the text that ships with the package.
         teacher: model that training distils from; None for the model as it was before the passes.
         eval_data: held-out data for the metric before and after.
@@ -50,6 +51,7 @@ class Recipe:
     passes: tuple[str, ...] = ()
     model: str | None = None
     task: str | None = None
+    new_head: str | None = None
     data: str | None = None
     eval_data: str | None = None
     teacher: str | None = None

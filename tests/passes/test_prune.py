@@ -239,16 +239,17 @@ def test_a_target_below_what_is_pruned_changes_nothing_and_says_so(tmp_path):
 
 def test_repair_predicts_a_smaller_loss_than_removal(tmp_path):
     losses = {}
-    for repair in ("fisher", "none"):
+    for repair in ("fisher", "sum", "none"):
         graph = mlp()
         context = context_with_fisher(graph, tmp_path)
         before = weights(graph)
-        result = run(graph, Prune(sparsity=0.5, repair=repair), context)
+        result = run(graph, Prune(sparsity=0.5, block=2, repair=repair), context)
         losses[repair] = result.report["predicted_loss_increase"]
         after = weights(graph)["first"]
         moved = after != np.where(after == 0, 0, before["first"])
-        assert moved.any() == (repair == "fisher")
+        assert moved.any() == (repair != "none")
     assert 0 < losses["fisher"] < losses["none"]
+    assert losses["fisher"] < losses["sum"]
 
 
 def test_absolute_damping_is_taken_as_it_is(tmp_path):
@@ -285,7 +286,7 @@ def test_partial_fisher_blocks_are_pruned_too(tmp_path):
         ({"memory": 0.0}, "memory above 0"),
         ({"steps": ("0.5", "half")}, "steps as sparsities .* found 'half'"),
         ({"steps": ("0",)}, "steps as sparsities .* found '0'"),
-        ({"repair": "all"}, "repair auto, rows, fisher or none, found 'all'"),
+        ({"repair": "all"}, "repair auto, rows, fisher, sum or none, found 'all'"),
         ({"method": "magnitude", "repair": "fisher"}, "method=fisher for repair=fisher"),
         ({"method": "random"}, "method fisher or magnitude"),
         ({"scope": "local"}, "scope global or uniform"),

@@ -147,3 +147,22 @@ def test_row_repair_without_data_is_refused(compressed, tmp_path):
     Fisher().restore(context)
     with pytest.raises(UsageError, match="expected data for repair=rows, found none"):
         Prune().run(graph.copy(), context)
+
+
+def test_rows_are_repaired_towards_the_graph_that_is_given(tiny_graph, tiny_folder):
+    """Aiming at a model whose activations differ moves the kept weights to those of that model."""
+    graph = tiny_graph("bert", "sequence")
+    task = task_for(graph.source)
+    data = Batches.open(ROWS, task, tiny_folder("bert", "sequence"), batch_size=5)
+    prune = Prune(sparsity=0.3, method="magnitude", repair="rows", steps=())
+    aim = graph.copy()
+    for site in prunable_sites(aim)[0]:
+        site.set_weight(site.weight() * 1.5)
+    kept = []
+    for target in (None, aim):
+        pruned = graph.copy()
+        *_, result = prune.descend(pruned, Context(task=task, data=data), target)
+        kept.append([s.weight() for s in prunable_sites(result.graph)[0]])
+    larger = [np.linalg.norm(b) > 1.2 * np.linalg.norm(a) for a, b in zip(*kept, strict=True)]
+    assert all(larger)
+    assert all(np.array_equal(a == 0, b == 0) for a, b in zip(*kept, strict=True))

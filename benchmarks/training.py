@@ -148,7 +148,7 @@ def main() -> None:
         precision = "bfloat16" if bfloat16 else "float32"
         common: dict[str, Any] = {"batch_size": size, "precision": precision}
         with_labels, with_teacher = Finetune(hardness=0, **common), Finetune(**common)
-        everything = Finetune(hardness=0, embeddings=True, **common)
+        everything = Finetune(hardness=0, tables=True, **common)
         end = ", bfloat16" if bfloat16 else ""
         rows[f"transformers{end}"] = lambda b=bfloat16: _plain(
             given.model, data, size, Path(tempfile.mkdtemp()), b

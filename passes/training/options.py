@@ -42,7 +42,7 @@ class TrainingOptions(Pass):
         hidden: weight of the squared distance of the hidden states between the layers.
         attention: weight of the divergence of the relations among queries, keys and values in the
             last layer, as in MiniLM v2.
-        embeddings: train the embedding tables too. They are not pruned and stay those of the
+        tables: train the embedding tables too. They are not pruned and stay those of the
             teacher; on short texts their gradients and moments are most of a step.
         precision: ``bfloat16`` computes products in 16 bits; ``auto`` does on CUDA alone.
         best: keep the weights of the epoch with the best metric on the held-out data, instead of
@@ -69,7 +69,7 @@ class TrainingOptions(Pass):
     temperature: float = 2.0
     hidden: float = 0.0
     attention: float = 0.0
-    embeddings: bool = False
+    tables: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     best: bool = False
     evaluate: bool = True

@@ -90,7 +90,7 @@ class Training:
         self.module = to_module(tapped) if module is None else module
         self.masks = Masks(self.module, zero_masks(self.module, graph) if masks is None else masks)
         self.masks.apply_to_weights()
-        if not options.embeddings:
+        if not options.tables:
             freeze_tables(self.module, graph)
         self._teacher_graph = self._find_teacher(teacher)
         self._input_names = [v.name or "" for v in graph.model.graph.inputs]

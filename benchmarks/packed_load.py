@@ -4,9 +4,10 @@
 
 Every measurement is a fresh process, packed and unpacked in turn. The table gives the smallest of
 each, and the least, median and most of the packed file as shares of the median of the unpacked one.
-Time is that of opening the session; memory is what the process holds afterwards, the whole of
-it and what the session added. Two openings are compared: ``onnxruntime.InferenceSession`` as it is,
-and `obert_compiler.runtime.session`, which also hands freed memory back to the system.
+Time is that of opening the session; memory is what the process holds afterwards, the whole of it
+and what the session added. Three openings are compared: ``onnxruntime.InferenceSession`` as it is;
+`obert_compiler.runtime.session` without the engine, which also hands freed memory back to the
+system; and the packed file with the engine against the unpacked one in ``InferenceSession``.
 """
 
 from __future__ import annotations
@@ -24,20 +25,23 @@ import onnx
 import onnx_ir as ir
 
 from obert_compiler.graph.constants import read_constant
+from obert_compiler.graph.graph import STAGE_KEY, Stage
 from obert_compiler.passes.unpacking_chain import is_unpacked
 
 _PROBE = """
 import json, sys, time, psutil, onnxruntime
-from obert_compiler.runtime.session import open_session, session_options
+from obert_compiler.runtime.session import is_packed, open_session, session, session_options
 path, threads, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 process = psutil.Process()
 options = session_options(threads)
 before = process.memory_info().rss
 start = time.perf_counter()
 if how == "runtime":
-    session = open_session(path, options)
+    opened = open_session(path, options)
+elif how == "engine" and is_packed(path):
+    opened = session(path, threads, engine="obert")
 else:
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    opened = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 seconds = time.perf_counter() - start
 resident = process.memory_info().rss
 peak = process.memory_info().rss
@@ -47,6 +51,7 @@ for line in open("/proc/self/status"):
 print(json.dumps([seconds, resident, resident - before, peak]))
 """
 _ROWS = ("load time, ms", "resident, MB", "resident, added, MB", "peak, MB")
+_OPENINGS = ("onnxruntime", "runtime", "engine")
 _UNITS = (1e3, 1e-6, 1e-6, 1e-6)
 
 
@@ -70,6 +75,7 @@ def unpacked_copy(packed: Path, target: Path) -> None:
     if not ends:
         raise SystemExit(f"{packed}: expected a packed model, found no packed weight")
     _remove_dead(model)
+    model.metadata_props[STAGE_KEY] = Stage.QUANTISED.value
     onnx.save(ir.to_proto(model), target)
 
 
@@ -112,7 +118,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a packed model.onnx")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--how", nargs="+", default=["onnxruntime", "runtime"])
+    parser.add_argument("--how", nargs="+", default=_OPENINGS, choices=_OPENINGS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="packed-load-") as folder:
         unpacked = Path(folder) / "unpacked.onnx"

@@ -1,0 +1,168 @@
+// Heads, scores, probabilities, and what comes of them.
+#include "matcher_state.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace obert {
+
+std::optional<std::vector<Dim>> Matcher::shape_of(int value) const {
+  View v = view(value);
+  if (!v.held()) return std::nullopt;
+  Dim batch{Dim::kBatch, 0}, length{Dim::kLength, 0};
+  int width = m_.ops[v.op].width;
+  Dim features = Dim::of(width);
+  if (v.layout == Layout::kTokens) return std::vector<Dim>{batch, length, features};
+  Dim heads = Dim::of(width / v.head_dim), size = Dim::of(v.head_dim);
+  switch (v.layout) {
+    case Layout::kSequenceHeads: return std::vector<Dim>{batch, length, heads, size};
+    case Layout::kHeads: return std::vector<Dim>{batch, heads, length, size};
+    case Layout::kHeadsLast: return std::vector<Dim>{batch, heads, size, length};
+    case Layout::kFlatHeads: return std::vector<Dim>{Dim{}, length, size};
+    case Layout::kFlatHeadsLast: return std::vector<Dim>{Dim{}, size, length};
+    default: return std::vector<Dim>{batch, heads, length, length};
+  }
+}
+
+bool Matcher::reaches(const std::vector<Dim>& target, const std::vector<Dim>& wanted) {
+  if (target.size() != wanted.size()) return false;
+  int open = 0;
+  for (size_t i = 0; i < target.size(); ++i) {
+    const Dim &t = target[i], &w = wanted[i];
+    if (t.is(-1) && ++open == 1) continue;
+    if (t.is(0) && i < 2 && w.kind == Dim::kBatch + static_cast<int>(i)) continue;
+    if (w.kind == Dim::kNumber ? !t.is(w.number) : w.kind != Dim::kUnknown && !t.may_be(w.kind)) return false;
+  }
+  return open < 2;
+}
+
+bool Matcher::reshape(int n) {
+  View v = view(in(n, 0));
+  if (!v.held()) return false;
+  if (out(n) < 0) return false;
+  auto known = known_.find(g_.values[out(n)].name);
+  if (known != known_.end()) {
+    v.layout = known->second.layout;
+    v.head_dim = known->second.head_dim;
+    return m_.ops[v.op].width % std::max(1, v.head_dim) == 0 && show(n, v);
+  }
+  auto target = shape_elements(g_, in(n, 1), [this](int value) { return shape_of(value); });
+  if (!target) return false;
+  int width = m_.ops[v.op].width;
+  auto becomes = [&](Layout layout, int head_dim) {
+    View w = v;
+    w.layout = layout;
+    w.head_dim = head_dim;
+    m_.views[out(n)] = w;
+    if (reaches(*target, *shape_of(out(n)))) {
+      m_.reshapes[g_.values[out(n)].name] = {layout, head_dim};
+      return true;
+    }
+    m_.views[out(n)] = View{};
+    return false;
+  };
+  switch (v.layout) {
+    case Layout::kTokens: {
+      if (target->size() == 3) return becomes(Layout::kTokens, 0);
+      if (target->size() != 4) return false;
+      const Dim& size = target->back();
+      if (size.kind != Dim::kNumber || size.number < 1 || width % size.number != 0) return false;
+      return becomes(Layout::kSequenceHeads, static_cast<int>(size.number));
+    }
+    case Layout::kSequenceHeads:
+      return target->size() == 3 ? becomes(Layout::kTokens, 0) : becomes(Layout::kSequenceHeads, v.head_dim);
+    case Layout::kHeads:
+      return target->size() == 3 ? flat(*target, Layout::kFlatHeads) && becomes(Layout::kFlatHeads, v.head_dim)
+                                 : becomes(Layout::kHeads, v.head_dim);
+    case Layout::kFlatHeads:
+      return becomes(Layout::kHeads, v.head_dim);
+    case Layout::kFlatHeadsLast:
+      return becomes(Layout::kHeadsLast, v.head_dim);
+    default:
+      return false;
+  }
+}
+
+bool Matcher::transpose(int n) {
+  View v = view(in(n, 0));
+  auto found = node(n).int_lists.find("perm");
+  if (!v.held() || found == node(n).int_lists.end()) return false;
+  const std::vector<int64_t>& perm = found->second;
+  const std::vector<int64_t> swap_heads = {0, 2, 1, 3}, heads_last = {0, 2, 3, 1}, swap_last = {0, 1, 3, 2};
+  const std::vector<int64_t> back = {0, 3, 1, 2}, swap_flat = {0, 2, 1};
+  if (v.layout == Layout::kSequenceHeads && perm == swap_heads) v.layout = Layout::kHeads;
+  else if (v.layout == Layout::kSequenceHeads && perm == heads_last) v.layout = Layout::kHeadsLast;
+  else if (v.layout == Layout::kHeads && perm == swap_heads) v.layout = Layout::kSequenceHeads;
+  else if (v.layout == Layout::kHeads && perm == swap_last) v.layout = Layout::kHeadsLast;
+  else if (v.layout == Layout::kHeadsLast && perm == swap_last) v.layout = Layout::kHeads;
+  else if (v.layout == Layout::kHeadsLast && perm == back) v.layout = Layout::kSequenceHeads;
+  else if (v.layout == Layout::kFlatHeads && perm == swap_flat) v.layout = Layout::kFlatHeadsLast;
+  else if (v.layout == Layout::kFlatHeadsLast && perm == swap_flat) v.layout = Layout::kFlatHeads;
+  else return false;
+  return show(n, v);
+}
+
+bool Matcher::scores(int n, const View& q, const View& k) {
+  if (q.layout != Layout::kHeads || k.layout != Layout::kHeadsLast || q.form == Form::kQuantized ||
+      k.form == Form::kQuantized)
+    return fail("it multiplies two computed tensors, and not queries by keys");
+  if (q.head_dim != k.head_dim || m_.ops[q.op].width != m_.ops[k.op].width)
+    return fail("queries and keys differ in heads or size");
+  View v = q;
+  v.op = float_heads(q);
+  v.key = float_heads(k);
+  v.form = Form::kFloat;
+  v.layout = Layout::kScores;
+  v.factor = q.factor * k.factor;
+  return show(n, v);
+}
+
+bool Matcher::is_nan(int n) {
+  View v = view(in(n, 0));
+  if (!v.held() || v.layout != Layout::kProbabilities) return false;
+  v.layout = Layout::kNotANumber;
+  return show(n, v);
+}
+
+bool Matcher::nan_to_zero(int n) {
+  View flag = view(in(n, 0)), p = view(in(n, 2));
+  auto zero = scalar(g_, in(n, 1));
+  if (!flag.held() || flag.layout != Layout::kNotANumber || !p.held() || p.layout != Layout::kProbabilities) return false;
+  if (flag.op != p.op || flag.key != p.key || !zero || *zero != 0.f) return false;
+  p.nan_to_zero = true;
+  return show(n, p);
+}
+
+bool Matcher::softmax(int n) {
+  View v = view(in(n, 0));
+  int64_t axis = node(n).integer("axis", -1);
+  if (!v.held() || v.layout != Layout::kScores) return fail("its input is no product of queries and keys");
+  bool implied = node(n).ints.count("axis") == 0 && node(n).since < 13;   // was axis 1, flattened
+  if ((axis != -1 && axis != 3) || implied) return fail("it is not over the last axis");
+  v.layout = Layout::kProbabilities;
+  return show(n, v);
+}
+
+bool Matcher::context(int n, const View& p, const View& value) {
+  if (value.layout != Layout::kHeads || value.form == Form::kQuantized || value.head_dim != p.head_dim ||
+      m_.ops[value.op].width != m_.ops[p.op].width || value.factor != 1.f)
+    return fail("it multiplies probabilities by something that is no values of the same heads");
+  Op op;
+  op.kind = OpKind::kAttention;
+  op.inputs = {p.op, p.key, float_heads(value)};
+  op.width = m_.ops[p.op].width;
+  op.head_dim = p.head_dim;
+  op.scale = p.factor;
+  op.masks[0] = p.masks[0];
+  op.masks[1] = p.masks[1];
+  op.nan_to_zero = p.nan_to_zero;
+  op.score_rounding = p.score_rounding;
+  op.probability_rounding = p.probability_rounding;
+  View v;
+  v.op = add(op);
+  v.layout = Layout::kHeads;
+  v.head_dim = p.head_dim;
+  return show(n, v);
+}
+
+}  // namespace obert

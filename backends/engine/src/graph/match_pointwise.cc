@@ -1,0 +1,163 @@
+// Sums, factors, activations and normalisations.
+#include "matcher_state.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace obert {
+namespace {
+
+constexpr float kHugeMask = 1e30f;   // factors beyond this are no factors
+
+}  // namespace
+
+bool Matcher::sum(int n) {
+  int a = in(n, 0), b = in(n, 1);
+  gathered(a, 0);
+  gathered(b, 0);
+  if (!view(a).held()) std::swap(a, b);
+  View v = view(a);
+  if (!v.held()) return false;
+  if (v.layout == Layout::kScores) return masked(n, v, b);
+  if (!plain_float(a)) {
+    if (!v.plain() || v.form != Form::kDequantized) return false;
+    v = View{};
+    v.op = dequantized(view(a).op);
+  }
+  int width = m_.ops[v.op].width;
+  if (auto bias = vector(g_, b, static_cast<size_t>(width))) return add_bias(n, v.op, *bias, b);
+  if (g_.constant(b)) return false;
+  int other = tensor(b, width);
+  if (other < 0) return false;
+  Op op;
+  op.kind = OpKind::kAdd;
+  op.inputs = {v.op, other};
+  op.width = width;
+  return show(n, add(op));
+}
+
+bool Matcher::masked(int n, View v, int mask) {
+  if (v.masks[1] >= 0) return fail("more than two masks are added to the scores of one attention");
+  if (mask < 0 || view(mask).held() || row_of_[mask] >= 0) return fail("what is added to its scores is computed in the engine");
+  const Constant* c = g_.constant(mask);
+  if (c && (c->type != Type::kFloat || !c->data)) return fail("what is added to its scores is no float constant");
+  v.masks[v.masks[0] >= 0 ? 1 : 0] = mask;
+  return show(n, v);
+}
+
+bool Matcher::add_bias(int n, int op, const std::vector<float>& bias, int value) {
+  const Op& producer = m_.ops[op];
+  if (!g_.constant(value) && g_.values[value].producer >= 0) {
+    if (barred_[g_.values[value].producer]) return false;
+    m_.claimed[g_.values[value].producer] = 1;
+  }
+  if (producer.kind == OpKind::kLinear && only_consumer(other_input(n, value)) == n && m_.weights[producer.weights].bias.empty()) {
+    m_.weights[producer.weights].bias = bias;
+    return show(n, op);
+  }
+  Op shift;
+  shift.kind = OpKind::kShift;
+  shift.inputs = {op};
+  shift.width = producer.width;
+  shift.beta = bias;
+  return show(n, add(shift));
+}
+
+bool Matcher::scaled(int n) {
+  int a = in(n, 0), b = in(n, 1);
+  bool division = node(n).op == "Div";
+  if (!division && !view(a).held()) std::swap(a, b);
+  View v = view(a);
+  if (!v.held() || v.form == Form::kQuantized) return false;
+  if (v.layout != Layout::kTokens && v.layout != Layout::kProbabilities) {
+    auto f = scalar(g_, b);
+    if (!f || !std::isfinite(*f) || *f == 0 || std::fabs(*f) > kHugeMask) return false;
+    if (v.masks[0] >= 0) return fail("its scores are scaled after a mask was added");
+    v.factor *= division ? 1.f / *f : *f;
+    return show(n, v);
+  }
+  if (division || !plain_float(a) || !plain_float(b) || m_.ops[v.op].width != m_.ops[view(b).op].width) return false;
+  Op op;
+  op.kind = OpKind::kMultiply;
+  op.inputs = {v.op, view(b).op};
+  op.width = m_.ops[v.op].width;
+  return show(n, add(op));
+}
+
+bool Matcher::activate_as(int n, int x, Activation activation) {
+  if (!plain_float(x)) return false;
+  Op op;
+  op.kind = OpKind::kActivate;
+  op.inputs = {view(x).op};
+  op.width = m_.ops[view(x).op].width;
+  op.activation = activation;
+  return show(n, add(op));
+}
+
+bool Matcher::activate(int n) {
+  const std::string& op = node(n).op;
+  if (op == "Relu") return activate_as(n, in(n, 0), Activation::kRelu);
+  if (op == "Tanh") return activate_as(n, in(n, 0), Activation::kTanh);
+  if (op == "Swish") return node(n).real("alpha", 1.f) == 1.f && activate_as(n, in(n, 0), Activation::kSilu);
+  auto approximate = node(n).strings.find("approximate");
+  bool tanh = approximate != node(n).strings.end() && approximate->second == "tanh";
+  return activate_as(n, in(n, 0), tanh ? Activation::kGeluTanh : Activation::kGeluErf);
+}
+
+bool Matcher::covers(const Pattern& p) const {
+  return std::none_of(p.nodes.begin(), p.nodes.end(), [&](int n) { return barred_[n] || (m_.claimed[n] != 0); });
+}
+
+bool Matcher::activation_of(const std::optional<Pattern>& p, Activation activation) {
+  if (!p || !covers(*p) || !plain_float(p->x)) return false;
+  for (int n : p->nodes) m_.claimed[n] = 1;
+  return activate_as(p->last, p->x, activation);
+}
+
+bool Matcher::layer_norm_of(const std::optional<Pattern>& p) {
+  if (!p || !covers(*p)) return false;
+  Op op;
+  op.kind = OpKind::kLayerNorm;
+  op.width = static_cast<int>(p->gamma.size());
+  op.gamma = p->gamma;
+  op.beta = p->beta;
+  op.epsilon = p->epsilon;
+  int x = tensor(p->x, op.width);
+  if (x < 0) return false;
+  op.inputs = {x};
+  for (int n : p->nodes) m_.claimed[n] = 1;
+  return show(p->last, add(op));
+}
+
+bool Matcher::layer_norm(int n) {
+  int axis = static_cast<int>(node(n).integer("axis", -1));
+  auto gamma = vector(g_, in(n, 1));
+  if (!gamma) return fail("its scale is no constant vector");
+  if (axis != -1 && axis != 2) return fail("it normalises over more than the last axis");
+  for (size_t i = 1; i < node(n).outputs.size(); ++i)
+    if (node(n).outputs[i] >= 0 && !g_.values[node(n).outputs[i]].consumers.empty())
+      return fail("its mean or deviation is read");
+  Op op;
+  op.kind = OpKind::kLayerNorm;
+  op.width = static_cast<int>(gamma->size());
+  op.gamma = *gamma;
+  if (in(n, 2) >= 0) {
+    auto b = vector(g_, in(n, 2), gamma->size());
+    if (!b) return fail("its bias is no constant vector");
+    op.beta = *b;
+  }
+  op.epsilon = node(n).real("epsilon", 1e-5f);
+  int x = tensor(in(n, 0), op.width);
+  if (x < 0) return fail("its input is not held as float tokens of that width");
+  op.inputs = {x};
+  for (size_t i : {1, 2}) claim_constant_chain(in(n, i));
+  return show(n, add(op));
+}
+
+void Matcher::claim_constant_chain(int value) {
+  if (value < 0 || g_.constant(value)) return;
+  int p = g_.values[value].producer;
+  if (p >= 0 && !barred_[p] && only_consumer(value) >= 0) m_.claimed[p] = 1;
+}
+
+}  // namespace obert

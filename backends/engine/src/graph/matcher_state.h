@@ -1,0 +1,148 @@
+// One pass over the nodes of a graph. Its members lie in files by subject: match.cc (tensors, nodes),
+// match_quantization.cc, match_products.cc, match_pointwise.cc, match_attention.cc.
+#pragma once
+#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "constants.h"
+#include "matcher.h"
+#include "patterns.h"
+#include "shape_values.h"
+
+namespace obert {
+
+// `barred` nodes are left alone whatever they look like.
+class Matcher {
+ public:
+  Matcher(const Graph& graph, const std::vector<char>& barred, const Reshapes& known, Densities& densities)
+      : g_(graph), barred_(barred), known_(known), densities_(densities) {
+    m_.views.resize(g_.values.size());
+    m_.claimed.assign(g_.nodes.size(), 0);
+    imports_.assign(g_.values.size(), -1);
+    row_of_.assign(g_.values.size(), -1);
+    arithmetic_.assign(g_.nodes.size(), 0);
+    unpacks_.assign(g_.nodes.size(), 0);
+  }
+
+  Match run();
+
+ private:
+  const Node& node(int n) const { return g_.nodes[n]; }
+  int in(int n, size_t i) const { return g_.input(n, i); }
+  int out(int n) const { return node(n).outputs.empty() ? -1 : node(n).outputs[0]; }
+  bool fail(const char* why) {
+    reason_ = why;
+    return false;
+  }
+  View view(int value) const { return value >= 0 ? m_.views[value] : View{}; }
+  bool plain_float(int value) const {
+    View v = view(value);
+    return v.plain() && v.form == Form::kFloat;
+  }
+  bool show(int n, const View& v) {
+    int value = out(n);
+    if (value < 0) return false;
+    m_.views[value] = v;
+    return true;
+  }
+  bool show(int n, int op) {
+    View v;
+    v.op = op;
+    v.form = m_.ops[op].quantized ? Form::kQuantized : Form::kFloat;
+    return show(n, v);
+  }
+  int add(Op op);
+  // A value from outside as a token tensor of `width` features.
+  int import(int value, int width, const Quantization* q = nullptr);
+  // The float tensor that `value` shows: held, dequantised for it, or imported.
+  int tensor(int value, int width);
+  // Makes a tensor of rows that were gathered and unpacked; 0: of any width.
+  bool gathered(int value, int width);
+  bool row(int n);
+  int dequantized(int quantized);
+  bool absorb(int n);
+  bool pass(int n);
+
+  // quantisation
+  bool quantize(int n);
+  // The same but for the rounding of a scale that was divided by a factor.
+  static bool alike(const Quantization& a, const Quantization& b);
+  // Scores and probabilities stay in float, and are rounded where the graph quantises them.
+  bool round(int n, View v, Quantization q);
+  bool unround(int n, View v);
+  View quantized_view(View v, const Quantization& q);
+  bool dequantize(int n);
+  // A quantised tensor of tokens from outside.
+  View quantized_import(int n);
+
+  // products
+  bool product(int n);
+  // The quantised op that a product with an int8 matrix reads, or -1.
+  int quantized_input(int value, int inputs);
+  bool linear(int n);
+  void chain_of_bias(int value, std::vector<int>& chain) const;
+
+  // sums, factors, activations, normalisations
+  bool sum(int n);
+  bool masked(int n, View v, int mask);
+  bool add_bias(int n, int op, const std::vector<float>& bias, int value);
+  bool scaled(int n);
+  bool activate_as(int n, int x, Activation activation);
+  bool activate(int n);
+  // The one node that reads `value`, -1 where there is none, or another, or a graph output.
+  int only_consumer(int value) const {
+    if (value < 0 || g_.values[value].is_output || g_.values[value].consumers.size() != 1) return -1;
+    return g_.values[value].consumers[0];
+  }
+  int other_input(int n, int value) const { return in(n, 0) == value ? in(n, 1) : in(n, 0); }
+  bool is(int n, const char* op) const { return n >= 0 && !barred_[n] && node(n).op == op; }
+  bool near(int value, float x) const {
+    auto s = scalar(g_, value);
+    return s && std::fabs(*s - x) < 1e-4f * std::fabs(x);
+  }
+  bool covers(const Pattern& p) const;
+  bool activation_of(const std::optional<Pattern>& p, Activation activation);
+  bool layer_norm_of(const std::optional<Pattern>& p);
+  bool layer_norm(int n);
+  // A DequantizeLinear whose constant was read goes with its reader, where nothing else reads it.
+  void claim_constant_chain(int value);
+
+  // attention
+  // Shape of a tensor that is held, as far as it is known without a call.
+  std::optional<std::vector<Dim>> shape_of(int value) const;
+  // Whether a Reshape to `target` may make `wanted` of its input: each dimension is what is wanted,
+  // or copies it from the same place (0), or is the one that is left open (-1).
+  static bool reaches(const std::vector<Dim>& target, const std::vector<Dim>& wanted);
+  bool reshape(int n);
+  // Batch and heads join in front when that is the open dimension.
+  static bool flat(const std::vector<Dim>& target, Layout) { return target[0].is(-1); }
+  bool transpose(int n);
+  // The float op behind heads, dequantised where the graph quantises queries, keys or values.
+  int float_heads(const View& v) { return v.form == Form::kDequantized ? dequantized(v.op) : v.op; }
+  bool scores(int n, const View& q, const View& k);
+  // Where(IsNaN(p), 0, p): rows without any key.
+  bool is_nan(int n);
+  bool nan_to_zero(int n);
+  bool softmax(int n);
+  bool context(int n, const View& p, const View& value);
+  // Shape, Gather, Concat and their like whose results only claimed nodes read: left outside they
+  // would make the engine hand out hidden states for the sake of their shape.
+  void claim_shape_arithmetic();
+  // Whether a claimed node reads `value` only as a shape.
+  bool feeds_shape(int consumer, int value) const;
+
+  const Graph& g_;
+  const std::vector<char>& barred_;
+  const Reshapes& known_;
+  Densities& densities_;
+  Match m_;
+  std::vector<int> imports_;   // by value: the op that imports it
+  std::vector<int> row_of_;    // by value: its term among the rows
+  std::vector<char> arithmetic_;   // by node: claimed because it computes shapes for claimed nodes
+  std::vector<char> unpacks_;      // by node: of the chain of a packed matrix
+  std::string reason_;
+};
+
+}  // namespace obert

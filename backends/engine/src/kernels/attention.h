@@ -156,7 +156,7 @@ void attend(const Attention& a, const Numbers& n) {
     for (int key = 0; key < a.length; ++key) {
       for (int i = 0; i < 2; ++i) {
         float* at = scores + static_cast<size_t>(key) * kQueries + i * kLanes;
-        const F32 p = exp(sub(load(at), top[i]));
+        const F32 p = exp_of_negative(sub(load(at), top[i]));
         total[i] = add(total[i], p);
         store(at, p);
       }

@@ -2,6 +2,7 @@
 // dot_<isa>.h.
 #pragma once
 #include "maths.h"
+#include "gelu.h"
 #include "multiply_int8.h"
 #include "multiply_float.h"
 #include "finish.h"

@@ -1,8 +1,8 @@
-// Epilogue of the products: scale, bias, activation, residual, gate, quantisation. Include after maths.h.
+// Epilogue of the products: scale, bias, activation, residual, gate, quantisation. Include after gelu.h.
 //
 // Four rows at a time, because four quantised rows make one dword row of the next product's input.
-// Bound by the two multiply pipes: conversion 1, scale 1, GELU 18, quantisation 5
-// instructions a vector; memory is read and written once.
+// Bound by the multiply pipes: conversion 1, scale 1, GELU 18 (with lookups 8 there and 10 elsewhere),
+// quantisation 5 instructions a vector; memory is read and written once.
 #pragma once
 
 namespace obert {
@@ -15,8 +15,11 @@ inline F32 activate(F32 x) {
       return x;
     case Activation::kRelu:
       return max(set(0.f), x);
-    case Activation::kGeluErf:
-      return gelu_erf(x);
+    case Activation::kGeluErf: {
+      F32 one[1] = {x};
+      gelu_erf(one);
+      return one[0];
+    }
     case Activation::kGeluTanh:
       return gelu_tanh(x);
     case Activation::kSilu:
@@ -25,6 +28,21 @@ inline F32 activate(F32 x) {
       return tanh(x);
   }
   return x;
+}
+
+// Of one vector of four rows each.
+template <Activation A>
+OBERT_INLINE void activate_block(F32 (&x)[kBlock]) {
+  if constexpr (A != Activation::kGeluErf) {
+    for (F32& one : x) one = activate<A>(one);
+  } else if constexpr (kFastLookup) {
+    F32 first[2] = {x[0], x[1]}, second[2] = {x[2], x[3]};
+    gelu_erf(first);
+    gelu_erf(second);
+    x[0] = first[0], x[1] = first[1], x[2] = second[0], x[3] = second[1];
+  } else {
+    gelu_erf(x);
+  }
 }
 
 // Bytes clamp(round(y * inverse_scale) + zero_point). The saturation of pack_bytes is the clamp; only
@@ -68,6 +86,9 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
   const int tokens = groups * kGroup;
   const Quantizer quantize(e.inverse_scale, e.zero_point);
   const Rounder rounding(e.rounding), out_rounding(e.out_rounding);
+  // Copies: a store of vectors may alias `e`, which would be read again for each.
+  const float *const residual = e.residual, *const factor = e.factor;
+  float* const out = e.out;
   const bool rounds = e.rounding.scale != 0.f, out_rounds = e.out_rounding.scale != 0.f;
   for (int r = row_begin; r < row_end; r += kBlock) {
     const int count = row_end - r < kBlock ? row_end - r : kBlock;
@@ -76,21 +97,24 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
       scale[i] = set(e.scale ? e.scale[r + i] : 1.f);
       bias[i] = set(e.bias ? e.bias[r + i] : 0.f);
     }
-    const auto finish = [&](int i, int t) {
+    const auto before = [&](int i, int t) {
       F32 y = fma(accumulated(acc + static_cast<size_t>(r - row_begin + i) * kPanel + t), scale[i], bias[i]);
       if constexpr (Rounded) {
         if (rounds) y = rounding(y);
         if (e.shift) y = add(y, set(e.shift[r + i]));
       }
-      y = activate<A>(y);
-      const size_t at = static_cast<size_t>(r + i) * kPanel + t;
-      if (e.residual) y = add(y, load(e.residual + at));
-      if (e.factor) y = mul(y, load(e.factor + at));
-      if constexpr (Rounded)
-        if (out_rounds) y = out_rounding(y);
-      if (e.out) store(e.out + at, y);
       return y;
     };
+    const auto after = [&](F32 y, int i, int t) {
+      const size_t at = static_cast<size_t>(r + i) * kPanel + t;
+      if (residual) y = add(y, load(residual + at));
+      if (factor) y = mul(y, load(factor + at));
+      if constexpr (Rounded)
+        if (out_rounds) y = out_rounding(y);
+      if (out) store(out + at, y);
+      return y;
+    };
+    const auto finish = [&](int i, int t) { return after(activate<A>(before(i, t)), i, t); };
     if (!e.quantized) {
       for (int i = 0; i < count; ++i)
         for (int t = 0; t < tokens; t += kLanes) finish(i, t);
@@ -99,9 +123,12 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
     int32_t* packed = reinterpret_cast<int32_t*>(e.quantized) + static_cast<size_t>(r / kBlock) * kPanel;
     if (count == kBlock) {
       for (int t = 0; t < tokens; t += kLanes) {
-        const I32 q0 = quantize(finish(0, t)), q1 = quantize(finish(1, t));
-        const I32 q2 = quantize(finish(2, t)), q3 = quantize(finish(3, t));
-        store(packed + t, quantize.pack(q0, q1, q2, q3));
+        F32 y[kBlock];
+        for (int i = 0; i < kBlock; ++i) y[i] = before(i, t);
+        activate_block<A>(y);
+        I32 q[kBlock];
+        for (int i = 0; i < kBlock; ++i) q[i] = quantize(after(y[i], i, t));
+        store(packed + t, quantize.pack(q[0], q[1], q[2], q[3]));
       }
     } else {
       for (int t = 0; t < tokens; t += kLanes) {

@@ -36,9 +36,10 @@ constexpr uint16_t kWholeTile = 0x8000;
 // A block may appear more than once in a row: its values add up. `index` counts from the first
 // input of the chunk.
 //
-// Every block satisfies, for both pairs (w0, w1) and (w2, w3): the positive values add up to at
-// most 128 and the negative ones to at least -128. 255 * 128 < 2^15, so that vpmaddubsw, which adds
-// the pair in int16, cannot saturate whatever the activations are.
+// For a table whose packing says `saturates` every block satisfies, for both pairs (w0, w1) and
+// (w2, w3): the positive values add up to at most 128 and the negative ones to at least -128.
+// 255 * 128 < 2^15, so that vpmaddubsw, which adds the pair in int16, cannot saturate whatever the
+// activations are. Other tables need fewer blocks.
 //
 // The first 2 * pairs[c * rows + r] blocks of a row's chunk are couples that keep this rule together,
 // the first with the second, the third with the fourth and so on: they may be added in int16.
@@ -55,11 +56,12 @@ struct SparseInt8 {
   TilesInt8 tiles;                    // used instead of all above where tiles.start is not null
 };
 
-// How a table likes its matrices packed. Every table computes the same from every packing but tiles.
+// How a table likes its matrices packed. A table that saturates, and one of tiles, read their own packing
+// alone; the others compute the same from every packing but tiles.
 struct Packing {
   int dense_chunk = 96;               // blocks of a chunk, at most: where most blocks are kept
   int sparse_chunk = 96;              // and where few are
-  bool couples = false;               // worth forming
+  bool saturates = false;             // pairs of a block keep the rule above, and couples are formed
   bool tiles = false;                 // instead of all this, where they pay
 };
 

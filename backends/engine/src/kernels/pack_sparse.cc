@@ -50,13 +50,26 @@ bool take_small(const int16_t* weights, Block& b) {
   return true;
 }
 
-void split_block(const int16_t* weights, int count, int index, std::vector<Block>& blocks) {
+// What a byte holds, by value.
+void take_bytes(int16_t* rest, int8_t* taken) {
+  for (int i = 0; i < kBlock; ++i) {
+    taken[i] = static_cast<int8_t>(std::clamp<int>(rest[i], -128, 127));
+    rest[i] = static_cast<int16_t>(rest[i] - taken[i]);
+  }
+}
+
+void split_block(const int16_t* weights, int count, int index, bool saturates, std::vector<Block>& blocks) {
   int16_t rest[kBlock] = {};
   if (count == kBlock) std::memcpy(rest, weights, sizeof rest);
   else std::copy(weights, weights + count, rest);
   while (any(rest)) {
     Block b;
     b.index = static_cast<uint16_t>(index);
+    if (!saturates) {
+      take_bytes(rest, b.value);
+      blocks.push_back(b);
+      continue;
+    }
     const bool small = take_small(rest, b);
     if (!small) {
       take_pair(rest, b.value, b.load);
@@ -160,9 +173,9 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
       const int16_t* row = weights + static_cast<size_t>(r) * inputs;
       kept.clear();
       for (int b = begin; b < end; ++b)
-        split_block(row + b * kBlock, std::min(kBlock, inputs - b * kBlock), b - begin, kept);
+        split_block(row + b * kBlock, std::min(kBlock, inputs - b * kBlock), b - begin, packing.saturates, kept);
       s.start.push_back(static_cast<uint32_t>(s.index.size()));
-      s.pairs.push_back(static_cast<uint16_t>(packing.couples ? matchmaker.form_couples(kept) : 0));
+      s.pairs.push_back(static_cast<uint16_t>(packing.saturates ? matchmaker.form_couples(kept) : 0));
       const size_t at = s.index.size();
       s.index.resize(at + kept.size());
       s.value.resize((at + kept.size()) * kBlock);

@@ -35,9 +35,9 @@ constexpr double kSparseDensity = .4;
 constexpr int kChunkInputs = 96;
 
 // `weights` is [rows][inputs], any int16: a weight less its zero point is within +-255. Blocks of
-// zeros are dropped, blocks that break the rule of kernels.h are split into blocks that add up, and
-// couples are formed as far as a quick search finds them. Tiles alone where `packing` wants them and they
-// pay. `packing` is that of the table to be used.
+// zeros are dropped. What a byte cannot hold is split into blocks that add up; for a table that
+// saturates, so is what breaks the rule of kernels.h, and couples are formed as far as a quick search
+// finds them. Tiles alone where `packing` wants them and they pay. `packing` is that of the table to be used.
 SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs, const Packing& packing = {});
 // Zero weights are dropped.
 SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs);

@@ -67,6 +67,12 @@ inline I32 round(F32 a) { return _mm256_cvtps_epi32(a); }  // half to even
 inline F32 as_float(I32 a) { return _mm256_castsi256_ps(a); }
 inline I32 as_int(F32 a) { return _mm256_castps_si256(a); }
 
+// table[index % 32]; not worth a polynomial's while unless fast.
+constexpr bool kFastLookup = false;
+inline F32 lookup(const float (&table)[32], I32 index) {
+  return _mm256_i32gather_ps(table, bit_and(index, set(31)), sizeof(float));
+}
+
 constexpr bool kNanRoundsLow = true;
 
 // clamp(q0 .. q3 + zero_point, 0, 255) as the four bytes of each dword; zero_point as two int16.

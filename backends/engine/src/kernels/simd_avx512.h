@@ -62,6 +62,12 @@ inline I32 round(F32 a) { return _mm512_cvtps_epi32(a); }
 inline F32 as_float(I32 a) { return _mm512_castsi512_ps(a); }
 inline I32 as_int(F32 a) { return _mm512_castps_si512(a); }
 
+// table[index % 32]
+constexpr bool kFastLookup = true;
+inline F32 lookup(const float (&table)[32], I32 index) {
+  return _mm512_permutex2var_ps(load(table), index, load(table + kLanes));
+}
+
 constexpr bool kNanRoundsLow = true;
 
 inline I32 pack_bytes(I32 q0, I32 q1, I32 q2, I32 q3, I32 zero_point) {

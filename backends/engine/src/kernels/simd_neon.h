@@ -65,6 +65,16 @@ inline I32 round(F32 a) { return vcvtnq_s32_f32(a); }
 inline F32 as_float(I32 a) { return vreinterpretq_f32_s32(a); }
 inline I32 as_int(F32 a) { return vreinterpretq_s32_f32(a); }
 
+// table[index % 32]; not worth a polynomial's while unless fast.
+constexpr bool kFastLookup = false;
+inline F32 lookup(const float (&table)[32], I32 index) {
+  float found[kLanes];
+  int32_t at[kLanes];
+  vst1q_s32(at, index);
+  for (int i = 0; i < kLanes; ++i) found[i] = table[at[i] & 31];
+  return vld1q_f32(found);
+}
+
 constexpr bool kNanRoundsLow = false;  // it rounds to 0
 
 inline I32 pack_bytes(I32 q0, I32 q1, I32 q2, I32 q3, I32 zero_point) {

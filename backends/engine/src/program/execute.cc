@@ -323,9 +323,14 @@ class Group {
   void attention(const Step& s, size_t step) {
     int heads = s.x.width / s.head_dim;
     int length = static_cast<int>(run_.length);
-    size_t query_blocks = panels_of(run_.length);
+    // A head and its keys and values are brought into place once in each task. Too few heads for the
+    // threads are cut into blocks of queries all the same, and so is the sum of two masks.
+    size_t all = sequences_ * static_cast<size_t>(heads);
+    bool both = run_.masks[step][1].data != nullptr;
+    bool whole = !both && (!progress_ || all >= 4 * threads_ || all % threads_ == 0);
+    size_t query_blocks = whole ? 1 : panels_of(run_.length), queries = whole ? run_.length : kPanel;
     size_t scratch = k_.attention_scratch(length, s.head_dim);
-    each(sequences_ * heads * query_blocks, [&](size_t task) {
+    each(all * query_blocks, [&](size_t task) {
       size_t block = task % query_blocks, head = task / query_blocks % heads, sequence = task / query_blocks / heads;
       Attention a;
       a.head_dim = s.head_dim;
@@ -345,8 +350,8 @@ class Group {
       a.probabilities = s.probabilities;
       a.nan_to_zero = s.nan_to_zero;
       a.integers = p_.integer_attention;
-      a.query_begin = static_cast<int>(block) * kPanel;
-      a.query_end = std::min(length, a.query_begin + kPanel);
+      a.query_begin = static_cast<int>(block * queries);
+      a.query_end = std::min(length, a.query_begin + static_cast<int>(queries));
       if (s.out.used()) a.out = reinterpret_cast<float*>(base(s.out.buffer));
       if (s.quantized.used()) a.quantized = base(s.quantized.buffer);
       a.out_width = s.out.used() ? p_.buffers[s.out.buffer].width : p_.buffers[s.quantized.buffer].width;
@@ -355,7 +360,6 @@ class Group {
       a.zero_point = s.zero_point;
       static thread_local Arena workspace;
       size_t row = static_cast<size_t>(length) * sizeof(float);
-      bool both = run_.masks[step][1].data != nullptr;
       uint8_t* memory = workspace.get(scratch + (both ? row * kPanel : 0));
       a.scratch = memory;
       mask(a, run_.masks[step], first_ + sequence, head, both ? reinterpret_cast<float*>(memory + scratch) : nullptr);

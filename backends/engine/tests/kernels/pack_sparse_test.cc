@@ -9,7 +9,8 @@ namespace {
 void check_case(int rows, int inputs, double density, int low, int high) {
   Random random(static_cast<uint32_t>(rows + inputs));
   const std::vector<int16_t> w = random_weights(random, rows, inputs, density, low, high);
-  const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs, {96, 192, rows == 5});
+  const bool saturates = rows == 5;
+  const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs, {96, 192, saturates});
   std::vector<int> sum(w.size());
   CHECK(s.start.size() == static_cast<size_t>(s.chunks) * rows + 1 && s.start.back() == s.index.size() &&
             s.value.size() == 4 * s.index.size(),
@@ -21,7 +22,7 @@ void check_case(int rows, int inputs, double density, int low, int high) {
         const int8_t* v = &s.value[b * size_t{4}];
         const uint32_t place = b - s.start[static_cast<size_t>(c) * rows + r];
         const bool couple = place % 2 == 0 && place < 2u * s.pairs[static_cast<size_t>(c) * rows + r];
-        for (int pair = 0; pair < 4; pair += 2) {
+        for (int pair = 0; saturates && pair < 4; pair += 2) {
           int above = 0, below = 0;
           for (int i = pair; i < pair + 2; ++i) (v[i] > 0 ? above : below) += v[i];
           for (int i = pair + 4; couple && i < pair + 6; ++i) (v[i] > 0 ? above : below) += v[i];
@@ -34,6 +35,10 @@ void check_case(int rows, int inputs, double density, int low, int high) {
           else CHECK(v[i] == 0, "weight beyond the last input");
         }
       }
+  size_t kept = 0;
+  for (size_t i = 0; i < w.size(); i += inputs % kBlock ? 1 : kBlock)
+    kept += inputs % kBlock == 0 && (w[i] || w[i + 1] || w[i + 2] || w[i + 3]);
+  if (!saturates && low == -128 && kept) CHECK(s.index.size() == kept, "%zu blocks for %zu", s.index.size(), kept);
   for (size_t i = 0; i < w.size(); ++i)
     CHECK(sum[i] == w[i], "%d x %d at %zu: %d, got %d", rows, inputs, i, w[i], sum[i]);
 }
@@ -46,6 +51,8 @@ int main() {
       check_case(5, inputs, density, -127, 127);
       check_case(5, inputs, density, -128, 127);
       check_case(5, inputs, density, -255, 255);
+      check_case(5, inputs, density, -32768, 32767);
+      check_case(2, inputs, density, -128, 127);
       check_case(2, inputs, density, -32768, 32767);
     }
   return check::report("pack_sparse");

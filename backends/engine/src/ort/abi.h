@@ -129,7 +129,7 @@ struct Api {
   bool load(const ApiBase* base) noexcept {
     const void* const* table = base->GetApi(kOldestApi);
     if (table == nullptr) return false;
-#define X(slot, result, name, parameters) name = reinterpret_cast<result(*) parameters noexcept>(table[slot]);
+#define X(slot, result, name, parameters) name = reinterpret_cast<result(*) parameters noexcept>(const_cast<void*>(table[slot]));
     OBERT_ORT_FUNCTIONS(X)
 #undef X
     return true;

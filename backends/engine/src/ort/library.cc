@@ -11,7 +11,7 @@ obert::ort::Status* refuse(const obert::ort::ApiBase* base, const char* message)
   const void* const* table = base->GetApi(1);
   if (!table) return nullptr;
   using Create = obert::ort::Status* (*)(int, const char*) noexcept;
-  return reinterpret_cast<Create>(table[0])(obert::ort::kFail, message);
+  return reinterpret_cast<Create>(const_cast<void*>(table[0]))(obert::ort::kFail, message);
 }
 
 }  // namespace

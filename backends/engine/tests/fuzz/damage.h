@@ -25,7 +25,7 @@ class Damage {
  private:
   static constexpr int64_t kOdd[] = {0, 1, -1, 2, 3, 4, -2, 7, 16, 64, 1 << 20, int64_t{1} << 32, INT64_MAX, INT64_MIN};
   static constexpr int64_t kSizes[] = {0, 1, 2, 3, 4, 8, 12, 16, 20, 64};
-  static constexpr Type kTypes[] = {Type::kFloat, Type::kUInt8, Type::kInt8, Type::kInt32, Type::kInt64, Type::kBool, Type::kFloat16};
+  static constexpr Type kTypes[] = {Type::kFloat, Type::kUInt8, Type::kInt8, Type::kInt32, Type::kInt64, Type::kBool, Type::kFloat16, Type::kUInt4};
   static constexpr const char* kOps[] = {
       "MatMul", "Gemm", "QuantizeLinear", "DequantizeLinear", "Add", "Sub", "Mul", "Div", "Reshape", "Transpose",
       "Softmax", "IsNaN", "Where", "LayerNormalization", "ReduceMean", "Erf", "Sigmoid", "Tanh", "Gelu", "Relu",

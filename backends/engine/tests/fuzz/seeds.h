@@ -43,12 +43,14 @@ inline void packed_matrix(Builder& b, Numbers& r) {
   int x = b.fake_quantize(b.input("hidden"), 0.05f, 128);
   constexpr int kInputs = 16, kOutputs = 12, kKept = 20;
   std::vector<uint8_t> gaps(kKept);
-  for (uint8_t& g : gaps) g = static_cast<uint8_t>(r.below(4));
+  for (uint8_t& g : gaps) g = static_cast<uint8_t>(1 + r.below(2));
   std::vector<int8_t> values(kKept * 4);
   for (int8_t& v : values) v = static_cast<int8_t>(r.below(255) - 127);
   int steps = b.node("Cast", {b.constant_uint8({kKept, 1}, gaps)}, with("to", 7));
   int places = b.node("CumSum", {steps, b.constant({0})});
-  int zeros = b.node("ConstantOfShape", {b.constant({kInputs * kOutputs / 4, 4})});
+  Node fill;
+  fill.fills_with_zeros = true;
+  int zeros = b.node("ConstantOfShape", {b.constant({kInputs * kOutputs / 4, 4})}, fill);
   int blocks = b.node("ScatterND", {zeros, places, b.constant({kKept, 4}, values)});
   int rows = b.node("Reshape", {blocks, b.constant({kOutputs, kInputs})});
   int columns = b.transpose(rows, {1, 0});

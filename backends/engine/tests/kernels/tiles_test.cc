@@ -68,7 +68,7 @@ void check_registers() {
 }
 
 void check_refusals() {
-  const auto configured = [](TileConfig c) { return !refused([&] { machine_configure(c); }); };
+  const auto configured = [](const TileConfig& c) { return !refused([&] { machine_configure(c); }); };
   TileConfig c = kFullTiles;
   CHECK(configured(c), "full tiles");
   c.palette = 2;
@@ -84,7 +84,7 @@ void check_refusals() {
   c = kFullTiles, c.rows[8] = 1;
   CHECK(!configured(c), "a ninth register");
   CHECK(refused([] { machine_zero(0); }), "no configuration");
-  const auto dot = [](TileConfig with, int a, int b, int sum) {
+  const auto dot = [](const TileConfig& with, int a, int b, int sum) {
     return !refused([&] {
       machine_configure(with);
       machine_dot(sum, a, b);

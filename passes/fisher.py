@@ -42,7 +42,7 @@ class Fisher(Pass):
         samples: examples drawn from the data, one gradient each.
         block: weights per Fisher block.
         memory: bound in GB (10^9 bytes) on what the estimation adds to a forward and backward pass:
-            the blocks of F, the recorded activations and gradients. Sites that do not fit together
+            the triangles of F, recorded activations and gradients. Sites that do not fit together
             are estimated in groups, each by forward and backward passes of its own.
         labels: ``data`` takes the labels of the data (empirical Fisher), ``model`` draws them from
             the model's own predictions (true Fisher), ``auto`` takes ``data`` where there are any.
@@ -56,7 +56,7 @@ class Fisher(Pass):
 
     samples: int = 1024
     block: int = 32
-    memory: float = 6.0
+    memory: float = 8.0
     labels: Literal["auto", "data", "model"] = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -96,6 +96,8 @@ class Fisher(Pass):
             UsageError: no data, or ``memory`` does not hold one site.
             NumericsError: a loss or a gradient is not finite.
         """
+        import torch
+
         from obert_compiler.backends.torch.module import to_module
 
         if context.data is None:
@@ -110,6 +112,8 @@ class Fisher(Pass):
             )
         module = to_module(graph)
         module.eval().requires_grad_(False)
+        if torch.cuda.is_available():
+            module.to(torch.device("cuda", context.processes.local_rank))
         objective = Objective(graph, context.task, self._draws_labels(data, context), context.seed)
         layouts = {s.name: BlockLayout(*s.shape, self.block) for s in sites}
         bound = int(self.memory * _GB)

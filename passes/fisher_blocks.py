@@ -16,7 +16,13 @@ import numpy.typing as npt
 
 from obert_compiler.errors import UsageError
 
-__all__ = ["BlockLayout", "pack_symmetric", "packed_size", "unpack_symmetric"]
+__all__ = [
+    "BlockLayout",
+    "pack_symmetric",
+    "packed_diagonal",
+    "packed_size",
+    "unpack_symmetric",
+]
 
 BoolArray = npt.NDArray[np.bool_]
 ScalarT = TypeVar("ScalarT", bound=np.generic)
@@ -83,6 +89,12 @@ def pack_symmetric(blocks: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     rows, columns = np.triu_indices(size)
     flat = blocks.reshape(-1, size * size)
     return np.asarray(np.take(flat, rows * size + columns, axis=1))
+
+
+def packed_diagonal(packed: npt.NDArray[np.float32], block: int) -> npt.NDArray[np.float32]:
+    """Diagonals ``[k, B]`` of what `pack_symmetric` wrote."""
+    lengths = np.arange(block, 0, -1)
+    return packed[:, np.cumsum(lengths) - lengths]
 
 
 def unpack_symmetric(packed: npt.NDArray[np.float32], block: int) -> npt.NDArray[np.float32]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from obert_compiler.errors import GraphError, NumericsError, UsageError
-from obert_compiler.passes.fisher_blocks import BlockLayout
+from obert_compiler.passes.fisher_blocks import BlockLayout, packed_diagonal, packed_size
 from obert_compiler.passes.fisher_gradients import GradientRecorder, accumulate_blocks
 from obert_compiler.passes.fisher_statistics import FisherStatistics
 from obert_compiler.pipeline.contract import Progress, Skip
@@ -55,7 +55,7 @@ def group_sites(
     used = 0
     for name, layout in reversed(list(layouts.items())):
         recorded = 4 * positions[name] * (layout.rows + layout.columns)
-        cost = 4 * layout.count * layout.block**2 + recorded
+        cost = 4 * layout.count * packed_size(layout.block) + recorded
         if cost > room:
             needed = (cost + _WORKING_BYTES) / 1e9
             raise UsageError(
@@ -111,10 +111,11 @@ class Estimation:
         import torch
 
         self.statistics.layouts.update(layouts)
-        F = {n: torch.zeros(x.count, x.block, x.block) for n, x in layouts.items()}
+        size, device = packed_size(self.statistics.block), _device(self.module)
+        F = {n: torch.zeros(x.count, size, device=device) for n, x in layouts.items()}
         held = sum(blocks.nbytes for blocks in F.values()) + _WORKING_BYTES
         recorder = GradientRecorder({name: self.linear_sites[name] for name in layouts})
-        waiting, largest = 0, 0
+        largest = 0
         try:
             batches = progress.track(self.data, what, len(self.data))
             for batch in self.processes.share(batches):
@@ -122,20 +123,23 @@ class Estimation:
                 self._forward_backward(recorder, batch)
                 recorded = recorder.nbytes
                 self.peak_bytes = max(self.peak_bytes, held + recorded)
-                waiting, largest = waiting + len(batch), max(largest, recorded - before)
-                if waiting >= _FLUSH_EXAMPLES or held + recorded + largest > self.bound:
-                    self._flush(recorder, layouts, F)
-                    waiting = 0
-            self._flush(recorder, layouts, F)
+                largest = max(largest, recorded - before)
+                # Sites with the most examples first: each update of F costs its traffic.
+                for name in sorted(layouts, key=recorder.waiting, reverse=True):
+                    full = recorder.waiting(name) >= _FLUSH_EXAMPLES
+                    if full or held + recorder.nbytes + largest > self.bound:
+                        self._flush(recorder, name, layouts[name], F[name])
+            for name, layout in layouts.items():
+                self._flush(recorder, name, layout, F[name])
         finally:
             recorder.close()
         self._note_ignored(recorder)
         owners = self.processes.deal(self.statistics.costs)
         for name, layout in layouts.items():
-            blocks = F.pop(name).numpy()
-            self.processes.add_up(blocks, owners[name])
+            triangles = F.pop(name).cpu().numpy()
+            self.processes.add_up(triangles, owners[name])
             if owners[name] == self.processes.rank:
-                self._write(name, layout, blocks)
+                self._write(name, layout, triangles)
 
     def finish(self) -> None:
         """Put together what the processes found, once every group is estimated."""
@@ -175,15 +179,11 @@ class Estimation:
         self.seconds["forward_backward"] += time.perf_counter() - start
 
     def _flush(
-        self,
-        recorder: GradientRecorder,
-        layouts: Mapping[str, BlockLayout],
-        F: Mapping[str, torch.Tensor],
+        self, recorder: GradientRecorder, name: str, layout: BlockLayout, F: torch.Tensor
     ) -> None:
         start = time.perf_counter()
-        for name, layout in layouts.items():
-            accumulate_blocks(F[name], layout, recorder.recorded[name])
-        recorder.clear()
+        accumulate_blocks(F, layout, recorder.recorded[name])
+        recorder.clear(name)
         self.seconds["accumulate"] += time.perf_counter() - start
 
     def _note_ignored(self, recorder: GradientRecorder) -> None:
@@ -192,14 +192,19 @@ class Estimation:
             for name, shape in recorder.ignored.items()
         ]
 
-    def _write(self, name: str, layout: BlockLayout, blocks: npt.NDArray[np.float32]) -> None:
+    def _write(self, name: str, layout: BlockLayout, triangles: npt.NDArray[np.float32]) -> None:
         start = time.perf_counter()
-        blocks /= len(self.data.examples)
-        diagonal = np.einsum("kii->ki", blocks).reshape(layout.rows, -1)[:, : layout.columns]
+        triangles /= len(self.data.examples)
+        diagonal = layout.join(packed_diagonal(triangles, layout.block))
         dead = int((~diagonal.any(axis=0)).sum())
         if dead == layout.columns:
             self.skips.append(Skip(name, "no gradient reached it"))
         elif dead:
             self.dead_inputs[name] = dead
-        self.statistics.write(name, layout, blocks)
+        self.statistics.write_packed(name, layout, triangles)
         self.seconds["write"] += time.perf_counter() - start
+
+
+def _device(module: torch.nn.Module) -> torch.device | None:
+    first = next(module.parameters(), None)
+    return None if first is None else first.device

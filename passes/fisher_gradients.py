@@ -10,6 +10,7 @@ no weight gradient, and none is computed below a recorded site that comes first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 from obert_compiler.errors import NumericsError
@@ -27,6 +28,12 @@ __all__ = ["GradientRecorder", "accumulate_blocks"]
 
 _TILE_VALUES = 1 << 22
 """Gradients made at a time: 16 MiB in float32, about what the caches of a core hold."""
+
+_TILE_BLOCKS = 1 << 10
+"""Outer products made at a time: 4 MiB for blocks of 32."""
+
+_FOLDED_BLOCKS = 1 << 8
+"""Outer products folded at a time."""
 
 
 class GradientRecorder:
@@ -73,10 +80,13 @@ class GradientRecorder:
         }
         return sum(sizes.values())
 
-    def clear(self) -> None:
-        """Forget what is recorded."""
-        for batches in self.recorded.values():
-            batches.clear()
+    def waiting(self, name: str) -> int:
+        """Examples recorded of a site."""
+        return sum(uses[0][0].shape[0] for uses in self.recorded[name] if uses)
+
+    def clear(self, name: str) -> None:
+        """Forget what is recorded of a site."""
+        self.recorded[name].clear()
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]
         def forward(
@@ -131,10 +141,11 @@ def accumulate_blocks(F: torch.Tensor, layout: BlockLayout, batches: Iterable[Us
     """Add ``sum_i g_i g_i^T`` of each block to ``F``.
 
     The gradients are made for a few rows of W and all examples at a time, stay in the cache, and
-    are multiplied away by one batched GEMM: ``F [blocks, B, B] += G^T G``, ``G [blocks, m, B]``.
+    are multiplied away by one batched GEMM, ``G^T G`` with ``G [blocks, m, B]``. The products are
+    folded into triangles while they are in the cache: F is half as large as its blocks.
 
     Args:
-        F: float32 ``[layout.count, B, B]``.
+        F: float32 ``[layout.count, B (B + 1) / 2]``, upper triangles row by row.
         layout: how the matrix is cut.
         batches: for each batch its uses of the weight, ``(x [b, t, in], d [b, t, out])``; none
             where the loss does not depend on the weight.
@@ -154,7 +165,8 @@ def accumulate_blocks(F: torch.Tensor, layout: BlockLayout, batches: Iterable[Us
         return
     examples = sum(x.shape[0] for x, _ in parts)
     width = layout.per_row * layout.block
-    step = max(1, _TILE_VALUES // (examples * width))
+    triangle = _triangle(layout.block).to(F.device)
+    step = max(1, min(_TILE_VALUES // (examples * width), _TILE_BLOCKS // layout.per_row))
     for row in range(0, layout.rows, step):
         rows = min(step, layout.rows - row)
         G = F.new_empty((examples, rows, width))
@@ -164,5 +176,18 @@ def accumulate_blocks(F: torch.Tensor, layout: BlockLayout, batches: Iterable[Us
             torch.bmm(d[:, :, row : row + rows].transpose(1, 2), x, out=G[start:stop])
             start = stop
         G = G.view(examples, rows * layout.per_row, layout.block).transpose(0, 1)
+        products = torch.bmm(G.transpose(1, 2), G).view(-1, layout.block**2)
         first = row * layout.per_row
-        F[first : first + G.shape[0]].baddbmm_(G.transpose(1, 2), G)
+        for start in range(0, len(products), _FOLDED_BLOCKS):
+            part = products[start : start + _FOLDED_BLOCKS].index_select(1, triangle)
+            F[first + start : first + start + len(part)].add_(part)
+
+
+@cache
+def _triangle(block: int) -> torch.Tensor:
+    """Places of the upper triangle in a block of ``block x block`` values, row by row."""
+    import torch
+
+    rows, columns = torch.triu_indices(block, block)
+    places: torch.Tensor = rows * block + columns
+    return places

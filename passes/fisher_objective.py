@@ -47,7 +47,11 @@ class Objective:
         import torch
 
         feed = batch.feed(self.input_names)
-        outputs = module(**{name: torch.as_tensor(array) for name, array in feed.items()})
+        first = next(module.parameters(), None)
+        device = None if first is None else first.device
+        found = module(**{n: torch.as_tensor(array, device=device) for n, array in feed.items()})
+        # Labels and draws are the processor's, and so the same with CUDA and without.
+        outputs = {name: value.cpu() for name, value in found.items()}
         if self.task is None:
             return self._gaussian(outputs, batch)
         if self.own_labels:

@@ -21,10 +21,11 @@ from obert_compiler.errors import ArtefactError, GraphError
 from obert_compiler.passes.fisher_blocks import (
     BlockLayout,
     pack_symmetric,
+    packed_diagonal,
     packed_size,
     unpack_symmetric,
 )
-from obert_compiler.passes.obs import mean_diagonal
+from obert_compiler.passes.obs import mean_square
 
 __all__ = ["FisherStatistics"]
 
@@ -118,19 +119,22 @@ class FisherStatistics:
         return statistics
 
     def write(self, name: str, layout: BlockLayout, blocks: npt.NDArray[np.float32]) -> None:
-        """Store the blocks ``[count, B, B]`` of the site ``name``.
+        """Store the blocks ``[count, B, B]`` of the site ``name``; see `write_packed`."""
+        self.write_packed(name, layout, pack_symmetric(blocks))
+
+    def write_packed(self, name: str, layout: BlockLayout, packed: npt.NDArray[np.float32]) -> None:
+        """Store the upper triangles ``[count, B (B + 1) / 2]`` of the site ``name``.
 
         Raises:
             NumericsError: the diagonal is not finite.
             ArtefactError: the disk is full or not writable.
         """
         self.layouts[name] = layout
-        self.mean_squares[name] = mean_diagonal(blocks, layout.valid(), f"site '{name}'")
+        diagonal = packed_diagonal(packed, layout.block)
+        self.mean_squares[name] = mean_square(diagonal, layout.valid(), f"site '{name}'")
         try:
             with self._file(name).open("wb") as file:
-                for start in range(0, layout.count, _CHUNK_BLOCKS):
-                    packed = pack_symmetric(blocks[start : start + _CHUNK_BLOCKS])
-                    file.write(np.ascontiguousarray(packed, "<f4").data)
+                file.write(np.ascontiguousarray(packed, "<f4").data)
         except OSError as error:
             raise ArtefactError(
                 f"Fisher of '{name}' in '{self.folder}': expected room for "

@@ -22,7 +22,14 @@ import numpy.typing as npt
 from obert_compiler.errors import NumericsError
 from obert_compiler.passes.threads import threads
 
-__all__ = ["group_saliency", "joint_repair", "mean_diagonal", "quadratic_loss", "sum_of_updates"]
+__all__ = [
+    "group_saliency",
+    "joint_repair",
+    "mean_diagonal",
+    "mean_square",
+    "quadratic_loss",
+    "sum_of_updates",
+]
 
 FloatArray = npt.NDArray[np.floating]
 Float64Array = npt.NDArray[np.float64]
@@ -43,7 +50,16 @@ def mean_diagonal(F: FloatArray, valid: BoolArray, where: str) -> float:
     Raises:
         NumericsError: a value is not finite.
     """
-    diagonal = np.einsum("kii->ki", F)[valid].astype(np.float64)
+    return mean_square(np.einsum("kii->ki", F), valid, where)
+
+
+def mean_square(diagonal: FloatArray, valid: BoolArray, where: str) -> float:
+    """`mean_diagonal`, given the diagonals ``[k, B]``.
+
+    Raises:
+        NumericsError: a value is not finite.
+    """
+    diagonal = diagonal[valid].astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(diagonal))
     if bad.size:
         raise NumericsError(

@@ -5,6 +5,7 @@ from obert_compiler.errors import UsageError
 from obert_compiler.passes.fisher_blocks import (
     BlockLayout,
     pack_symmetric,
+    packed_diagonal,
     packed_size,
     unpack_symmetric,
 )
@@ -38,6 +39,8 @@ def test_packed_symmetric_blocks_round_trip(block):
         packed[3], [blocks[3, i, j] for i in range(block) for j in range(i, block)]
     )
     np.testing.assert_array_equal(unpack_symmetric(packed, block), blocks)
+    diagonal = np.einsum("kii->ki", blocks)
+    np.testing.assert_array_equal(packed_diagonal(packed, block), diagonal)
 
 
 def test_sizes_below_one_are_refused():

@@ -109,7 +109,7 @@ def test_neither_tiles_nor_flushes_nor_groups_change_the_estimate(data, tmp_path
 def test_a_tight_bound_flushes_after_every_batch(data, tmp_path, monkeypatch):
     monkeypatch.setattr(fisher_estimation, "_WORKING_BYTES", 0)
     roomy = estimate(Encoder(), data, tmp_path / "a")
-    held = sum(4 * layout.count * 16 for layout in roomy.statistics.layouts.values())
+    held = sum(4 * layout.count * 10 for layout in roomy.statistics.layouts.values())
     one_batch = 4 * 5 * (6 + 6 + 6 + 6 + 6 + 10) * 4 + 4 * (10 + 3) * 4
     tight = estimate(Encoder(), data, tmp_path / "b", bound=held + one_batch)
     assert tight.peak_bytes <= held + one_batch < roomy.peak_bytes
@@ -202,7 +202,7 @@ def test_averaged_losses_are_refused(data, tmp_path):
 def test_groups_keep_the_bound_and_start_with_the_last_sites(monkeypatch):
     monkeypatch.setattr(fisher_estimation, "_WORKING_BYTES", 0)
     layouts = {str(i): BlockLayout(8, 8, 4) for i in range(5)}
-    cost = 4 * (16 * 16 + 10 * 16)
+    cost = 4 * (16 * 10 + 10 * 16)
     positions = dict.fromkeys(layouts, 10)
     assert group_sites(layouts, 2 * cost, positions) == [["4", "3"], ["2", "1"], ["0"]]
     assert group_sites(layouts, 2 * cost, positions | {"4": 20}) == [["4"], ["3", "2"], ["1", "0"]]

@@ -139,7 +139,7 @@ def main() -> None:
     task = task_for(dense.source)
     if task is None or dense.source.folder is None:
         raise SystemExit("benchmark: expected a model folder with a task and a tokenizer")
-    data = Batches.open(given.data, task, dense.source.folder, max_length=given.seq_len, limit=4096)
+    data = Batches.open(given.data, task, dense.source.folder, max_length=given.seq_len, limit=1024)
     pruned = obc.PassManager([Prune(sparsity=given.sparsity, block=4, method="magnitude")]).run(
         dense, data=data, task=task
     )

@@ -125,6 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
+    parser.add_argument("--onnx", help="MODEL lowered before (obertc compile --passes none)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=12, help="steps of a turn")
     parser.add_argument("--turns", type=int, default=3)
@@ -134,11 +135,11 @@ def main() -> None:
     parser.add_argument("--bfloat16", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    dense = obc.lower(given.model)
+    dense = obc.lower(given.onnx or given.model)
     task = task_for(dense.source)
     if task is None or dense.source.folder is None:
         raise SystemExit("benchmark: expected a model folder with a task and a tokenizer")
-    data = Batches.open(given.data, task, dense.source.folder, max_length=given.seq_len, limit=4096)
+    data = Batches.open(given.data, task, dense.source.folder, max_length=given.seq_len, limit=1024)
     pruned = obc.PassManager([Prune(sparsity=given.sparsity, block=4, method="magnitude")]).run(
         dense, data=data, task=task
     )

@@ -8,20 +8,35 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["DropLayers", "Fisher", "Pack", "Prune", "Quant"]
+__all__ = [
+    "DropLayers",
+    "Finetune",
+    "Fisher",
+    "Gradual",
+    "Pack",
+    "Prune",
+    "Quant",
+    "QuantizationAwareTraining",
+]
 
 if TYPE_CHECKING:
     from obert_compiler.passes.drop_layers import DropLayers
+    from obert_compiler.passes.finetune import Finetune
     from obert_compiler.passes.fisher import Fisher
+    from obert_compiler.passes.gradual import Gradual
     from obert_compiler.passes.pack import Pack
     from obert_compiler.passes.prune import Prune
+    from obert_compiler.passes.qat import QuantizationAwareTraining
     from obert_compiler.passes.quant import Quant
 
 _FILES = {
     "DropLayers": "drop_layers",
+    "Finetune": "finetune",
     "Fisher": "fisher",
+    "Gradual": "gradual",
     "Pack": "pack",
     "Prune": "prune",
+    "QuantizationAwareTraining": "qat",
     "Quant": "quant",
 }
 

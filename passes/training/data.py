@@ -75,10 +75,34 @@ class EpochSampler(LengthGroupedSampler):
     second epoch the order would be another one.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+    def __init__(
+        self,
+        lengths: list[int],
+        batch_size: int,
+        seed: int,
+        units: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Group examples.
+
+        Args:
+            lengths: tokens of each example.
+            batch_size: examples in a batch of all processes.
+            seed: of the order.
+            units: indices of examples that must be neighbours, as many in each; they divide the
+                batch. By default each example alone.
+        """
+        self._units = units or [[index] for index in range(len(lengths))]
+        self._examples = len(lengths)
+        super().__init__(
+            batch_size // len(self._units[0]),
+            lengths=[max(lengths[index] for index in unit) for unit in self._units],
+            generator=torch.Generator(),
+        )
         self._seed = seed
         self._epoch = 0
+
+    def __len__(self) -> int:
+        return self._examples
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch."""
@@ -92,8 +116,8 @@ class EpochSampler(LengthGroupedSampler):
         # Two numbers in one: neighbouring seeds must not give the epochs of one another.
         mixed = np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0]
         self.generator.manual_seed(int(mixed))
-        indices: list[int] = list(super().__iter__())  # type: ignore[no-untyped-call]
-        return indices
+        units: list[int] = list(super().__iter__())  # type: ignore[no-untyped-call]
+        return [index for unit in units for index in self._units[unit]]
 
 
 def digest_of_data(data: Batches) -> str:

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, log_softmax, normalize
 __all__ = [
     "combined",
     "contrastive",
+    "cosine_error",
     "kl_divergence",
     "relation_divergence",
     "similarity_distance",
@@ -139,3 +140,14 @@ def contrastive(first: Tensor, second: Tensor, temperature: float = 0.05) -> Ten
     wanted = torch.arange(len(scores), device=scores.device)
     scores = scores / temperature
     return 0.5 * (cross_entropy(scores, wanted) + cross_entropy(scores.T, wanted))
+
+
+def cosine_error(first: Tensor, second: Tensor, wanted: Tensor) -> Tensor:
+    """``mean_i (cos(a_i, b_i) - wanted_i)^2``, the loss of pairs with a score.
+
+    Args:
+        first, second: ``[n, f]``, pairs by their index.
+        wanted: ``[n]``, 0 to 1.
+    """
+    cosines = (normalize(first.float(), dim=-1) * normalize(second.float(), dim=-1)).sum(-1)
+    return (cosines - wanted.to(cosines)).square().mean()

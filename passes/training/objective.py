@@ -20,6 +20,7 @@ from obert_compiler.passes.training.losses import (
 if TYPE_CHECKING:
     from obert_compiler.data.batches import Batch
     from obert_compiler.passes.training.options import TrainingOptions
+    from obert_compiler.passes.training.pairs import Pairs
     from obert_compiler.passes.training.taps import Taps
     from obert_compiler.tasks.base import Predictions, Task
 
@@ -34,12 +35,19 @@ class TrainingObjective:
             outputs.
         options: weights of the parts.
         student, teacher: where inner states lie among the outputs.
+        pairs: of texts, for embeddings that are trained without a teacher.
     """
 
     def __init__(
-        self, task: Task | None, options: TrainingOptions, student: Taps, teacher: Taps
+        self,
+        task: Task | None,
+        options: TrainingOptions,
+        student: Taps,
+        teacher: Taps,
+        pairs: Pairs | None = None,
     ) -> None:
         self._task = task
+        self._pairs = pairs
         self._options = options
         self._student = student
         self._teacher = teacher
@@ -71,6 +79,9 @@ class TrainingObjective:
 
     def _task_loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
         """The mean of the task's loss over what is labelled: texts, tokens, starts and ends."""
+        if self._task is not None and self._pairs is not None:
+            (embeddings,) = self._task.predictions(outputs, batch)
+            return self._pairs.loss(embeddings.values, batch.rows.tolist())
         if self._task is None or batch.labels is None:
             raise DataError(
                 "loss: expected data with labels, found none; add the column, or hardness=1"

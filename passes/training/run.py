@@ -29,6 +29,7 @@ from obert_compiler.passes.training.loggers import logging_folder
 from obert_compiler.passes.training.masks import Masks, zero_masks
 from obert_compiler.passes.training.objective import TrainingObjective
 from obert_compiler.passes.training.options import DEFAULT_EPOCHS, TrainingOptions
+from obert_compiler.passes.training.pairs import Pairs, pairs_of
 from obert_compiler.passes.training.precision import uses_bfloat16
 from obert_compiler.passes.training.result import TrainingResult
 from obert_compiler.passes.training.taps import Taps, tapped_graph
@@ -84,7 +85,8 @@ class Training:
         if context.data is None:
             raise UsageError(f"{name}: expected data, found none; give --data FILE")
         self.graph, self.context, self.options, self.name = graph, context, options, name
-        self.data = _usable(context.data, options, name)
+        self.data = context.data
+        self._pairs = _pairs(context.data, options, name)
         self._schedule = learning_rate or options.schedule
         tapped, self._taps = tapped_graph(graph, options)
         self.module = to_module(tapped) if module is None else module
@@ -148,6 +150,7 @@ class Training:
             [example.length for example in self.data.examples],
             self.options.batch_size * world,
             self.context.seed,
+            None if self._pairs is None else self._pairs.members,
         )
         epoch_steps = math.ceil(examples / (self.options.batch_size * world))
         total = self._total_steps(epoch_steps)
@@ -282,7 +285,7 @@ class Training:
     ) -> tuple[TrainingObjective, Teacher | None]:
         graph = self._teacher_graph
         if graph is None:
-            return TrainingObjective(self.context.task, self.options, self._taps, Taps()), None
+            return self._objective(Taps()), None
         tapped, taps = tapped_graph(graph, self.options)
         teacher = Teacher(
             to_module(tapped),
@@ -292,7 +295,11 @@ class Training:
             self.options.batch_size,
             token_outputs=outputs_by_token(graph) if tapped is graph else None,
         )
-        return TrainingObjective(self.context.task, self.options, self._taps, taps), teacher
+        return self._objective(taps), teacher
+
+    def _objective(self, teacher: Taps) -> TrainingObjective:
+        task, options = self.context.task, self.options
+        return TrainingObjective(task, options, self._taps, teacher, self._pairs)
 
     def _identity(self, world: int) -> dict[str, Any]:
         """All that decides the result."""
@@ -341,15 +348,27 @@ class Training:
         )
 
 
-def _usable(data: Batches, options: TrainingOptions, name: str) -> Batches:
-    """The data, after checking that the loss finds its labels there."""
-    if options.hardness < 1 and not data.labelled:
+def _pairs(data: Batches, options: TrainingOptions, name: str) -> Pairs | None:
+    """The pairs that embeddings learn from; None where the loss reads labels, or none.
+
+    Raises:
+        DataError: the loss would find no labels, and there are no pairs.
+        UsageError: pairs do not fill the batches.
+    """
+    if options.hardness == 1 or data.labelled:
+        return None
+    pairs = pairs_of(data)
+    if pairs is None:
         raise DataError(
             f"{name}: expected labelled data for hardness={options.hardness:g}, found rows without "
             f"a label in {data.origin}; add the column, or hardness=1 to learn from the teacher "
             "alone"
         )
-    return data
+    if options.batch_size % 2:
+        raise UsageError(
+            f"{name}: expected an even batch_size for pairs of texts, found {options.batch_size}"
+        )
+    return pairs
 
 
 @contextlib.contextmanager

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from obert_compiler.cli import main
 
 Obertc = Any
 TinyFolder = Callable[[str, str], Path]
@@ -35,52 +36,58 @@ def _arguments(model: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(emitted: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def processes() -> Any:
+    """Processes that can be killed, forked from one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["obert_compiler.cli", "obert_compiler.compile", "obert_compiler.passes.training.run"]
+    )
+    return context
+
+
+def _start(processes: Any, arguments: list[str]) -> Any:
+    process = processes.Process(target=main, args=(arguments,))
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="module")
+def whole(emitted: Path, processes: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """model.onnx of the run that was not killed."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    _start(_arguments(emitted / "model.onnx", out)).communicate()
+    _start(processes, _arguments(emitted / "model.onnx", out)).join()
     return (out / "model.onnx").read_bytes()
 
 
-def _start(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "obert_compiler", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def _kill_at(process: subprocess.Popen[str], folder: Path, step: int, delay: float) -> None:
+def _kill_at(process: Any, folder: Path, step: int, delay: float) -> None:
     """Kill once a checkpoint of ``step`` or later is there, and ``delay`` seconds more."""
-    while process.poll() is None:
+    while process.is_alive():
         steps = [int(p.name.partition("-")[2]) for p in folder.glob("checkpoint-*")]
         if steps and max(steps) >= step:
             time.sleep(delay)
             process.kill()
             break
         time.sleep(0.001)
-    process.communicate()
+    process.join()
 
 
 @pytest.mark.parametrize("kill", range(KILLS))
 def test_a_killed_run_goes_on_and_ends_bit_equal(
-    emitted: Path, tmp_path: Path, whole: bytes, kill: int
+    emitted: Path, processes: Any, tmp_path: Path, whole: bytes, kill: int
 ) -> None:
     rng = random.Random(kill)
     out = tmp_path / "out"
     arguments = _arguments(emitted / "model.onnx", out)  # trains without transformers' model
-    process = _start(arguments)
+    process = _start(processes, arguments)
     folder = tmp_path / ".out.obertc" / "unfinished" / "finetune"
     _kill_at(process, folder, rng.randint(1, 45), rng.uniform(0, 0.05))
-    assert process.returncode == -signal.SIGKILL
+    assert process.exitcode == -signal.SIGKILL
     assert not out.exists()
-    resumed = _start([*arguments, "--resume"])
-    _, said = resumed.communicate()
-    assert resumed.returncode == 0, said
-    assert "obertc: finetune: goes on from step" in said
+    resumed = _start(processes, [*arguments, "--resume"])
+    resumed.join()
     assert (out / "model.onnx").read_bytes() == whole
+    notes = json.loads((out / "report.json").read_text())["notes"]
+    assert any("finetune: goes on from step" in note for note in notes)
     assert not (tmp_path / ".out.obertc").exists()
 
 

@@ -12,6 +12,7 @@ import torch
 from obert_compiler.passes.training.losses import (
     combined,
     contrastive,
+    cosine_error,
     kl_divergence,
     relation_divergence,
     similarity_distance,
@@ -157,3 +158,9 @@ def test_combined(hardness: float, wanted: float) -> None:
 def test_a_part_that_is_missing_counts_nothing() -> None:
     assert combined(torch.tensor(3.0), None, 0.5).item() == 1.5
     assert combined(None, torch.tensor(3.0), 0.5).item() == 1.5
+
+
+def test_cosine_error() -> None:
+    a, b, wanted = _random(3, 5), _random(3, 5, seed=1), torch.tensor([0.0, 0.5, 1.0])
+    terms = [(_cos(x, y) - float(w)) ** 2 for x, y, w in zip(a, b, wanted, strict=True)]
+    assert cosine_error(a, b, wanted).item() == pytest.approx(np.mean(terms), rel=1e-5)

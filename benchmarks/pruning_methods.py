@@ -7,7 +7,7 @@ A method is a name of `METHODS` or the options of ``prune`` as text
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,8 +83,8 @@ def _passes(text: str) -> tuple[Prune, list[Pass]]:
     first, *rest = passes_from_text("prune" + (f":{options}" if options else "") + comma + after)
     if not isinstance(first, Prune):
         raise TypeError(f"expected 'prune' first, found {first}")
-    fields = {name: getattr(first, name) for name in first.__dataclass_fields__}
-    return PlainPrune(**fields) if plain else first, rest
+    given = {f.name: getattr(first, f.name) for f in fields(first)}
+    return PlainPrune(**given) if plain else first, rest
 
 
 def _followed(graph: Graph, after: list[Pass], context: Context) -> Graph:

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--eval-data", required=True)
     parser.add_argument("--eval-rows", type=int, help="rows to measure on, all by default")
     parser.add_argument("--name", help="of the results")
+    parser.add_argument("--title", help="of the task, for the tables")
     parser.add_argument("--results", type=Path, help="folder of the results")
     parser.add_argument("--keep", type=Path, help="folder for the pruned models")
     parser.add_argument("--rows", type=int, default=4096, help="training rows of a seed")
@@ -60,7 +61,8 @@ def main() -> None:
     results = Results(options.results and options.results / f"pruning-{name}.json")
     if not results.cells:
         results.head = {
-            "name": name,
+            "title": options.title or name,
+            "model": Path(options.model).name,
             "task": task.name,
             "metric": task.metric_name,
             "examples": len(held_out.examples),

@@ -7,7 +7,7 @@ A method is a name of `METHODS` or the options of ``prune`` as text
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +55,7 @@ class PlainPrune(Prune):
 def pruned_at(
     graph: Graph, method: str, context: Context, levels: list[float]
 ) -> Iterator[tuple[float, Graph]]:
-    """The pruned graph at each of ``levels``, in rising order; it is changed after each.
+    """The pruned graph at each of ``levels`` (rising), in the order in which they are reached.
 
     A method in steps passes lower levels on its way, with the same result as if they were the goal.
     """
@@ -66,15 +66,15 @@ def pruned_at(
     prune, after = _passes(text)
     waiting = list(levels)
     while waiting:
-        on_the_way = [x for x in waiting if x in {*map(float, prune.steps), waiting[-1]}]
-        if len(replace(prune, sparsity=waiting[-1]).ways) == 1:
-            on_the_way = waiting[:1]
-        last = replace(prune, sparsity=on_the_way[-1])
-        for result in last.descend(graph.copy(), context):
-            for level in on_the_way:
-                if abs(level - result.report["sparsity"]) < 1e-4:
-                    yield level, _followed(result.graph, after, context)
-        waiting = [x for x in waiting if x not in on_the_way]
+        in_steps = len(replace(prune, sparsity=waiting[-1]).ways) > 1
+        goal = waiting[-1] if in_steps else waiting[0]
+        below = sorted(step for step in map(float, prune.steps) if step < goal)
+        reached = [*below, goal] if in_steps else [goal]
+        run = replace(prune, sparsity=goal).descend(graph.copy(), context)
+        for level, result in zip(reached, run, strict=True):
+            if level in waiting:
+                yield level, _followed(result.graph, after, context)
+        waiting = [x for x in waiting if x not in reached]
 
 
 def _passes(text: str) -> tuple[Prune, list[Pass]]:
@@ -83,8 +83,8 @@ def _passes(text: str) -> tuple[Prune, list[Pass]]:
     first, *rest = passes_from_text("prune" + (f":{options}" if options else "") + comma + after)
     if not isinstance(first, Prune):
         raise TypeError(f"expected 'prune' first, found {first}")
-    fields = {name: getattr(first, name) for name in first.__dataclass_fields__}
-    return PlainPrune(**fields) if plain else first, rest
+    given = {f.name: getattr(first, f.name) for f in fields(first)}
+    return PlainPrune(**given) if plain else first, rest
 
 
 def _followed(graph: Graph, after: list[Pass], context: Context) -> Graph:

@@ -44,7 +44,7 @@ def filled(page: str, results: list[dict[str, Any]]) -> str:
 def section(result: dict[str, Any]) -> str:
     """Every method of one task."""
     levels = sorted({c["sparsity"] for c in result["cells"]})
-    head = f"{result['title']}, {result['metric']} on {result['examples']} examples, dense "
+    head = f"{result['name']}, {result['metric']} on {result['examples']} examples, dense "
     lines = [f"{head}{result['dense']:.4f} ({result['cpu']}):\n"]
     lines += _head([*(f"{level:.0%}" for level in levels), "seeds"])
     for method in dict.fromkeys(c["method"] for c in result["cells"]):
@@ -57,7 +57,10 @@ def section(result: dict[str, Any]) -> str:
 
 def ablation(results: list[dict[str, Any]]) -> str:
     """Distance to dense in points, by method and task, over the levels that all methods have."""
-    lines = _head([f"{r['title']} at {_percent(_shared(r))}" for r in results] + ["mean of tasks"])
+    columns = [f"{r['name']} at {_percent(_shared(r))}" for r in results]
+    # A mean over other levels for each task would compare nothing.
+    alike = len({tuple(_shared(r)) for r in results}) == 1
+    lines = _head(columns + ["mean of tasks"] * alike)
     methods = dict.fromkeys(c["method"] for r in results for c in r["cells"])
     for method in methods:
         points = []
@@ -67,9 +70,12 @@ def ablation(results: list[dict[str, Any]]) -> str:
             complete = known and len(known) == len(values)
             points.append(100 * (statistics.mean(known) - result["dense"]) if complete else None)
         shown = ["" if p is None else f"{p:+.1f}" for p in points]
-        complete = [p for p in points if p is not None]
-        mean = f"{statistics.mean(complete):+.1f}" if len(complete) == len(points) else ""
-        lines.append(f"| {method} | {' | '.join(shown)} | {mean} |")
+        if alike:
+            complete = [p for p in points if p is not None]
+            shown.append(
+                f"{statistics.mean(complete):+.1f}" if len(complete) == len(points) else ""
+            )
+        lines.append(f"| {method} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from obert_compiler.graph.constants import is_constant
 from obert_compiler.graph.graph import Graph
@@ -69,7 +70,8 @@ class GraphStages:
 
 
 def cut_into_stages(graph: Graph, sites: Sequence[LinearSite]) -> GraphStages:
-    """Cut ``graph`` at the inputs of ``sites``."""
+    """Cut ``graph`` at the inputs of ``sites``; values without a type or a shape get them first."""
+    _state_types(graph)
     placed = [site for site in sites if len(site.nodes) == 1]
     level = _levels(graph, {node for site in placed for node in site.nodes})
     by_level: dict[int, list[LinearSite]] = {}
@@ -123,6 +125,12 @@ def cut_into_stages(graph: Graph, sites: Sequence[LinearSite]) -> GraphStages:
     inputs = {site.name: _name(site.inputs[0]) for site in placed}
     several = tuple(s.name for s in sites if len(s.nodes) > 1)
     return GraphStages(stages, inputs, residuals, several)
+
+
+def _state_types(graph: Graph) -> None:
+    """Inputs of a stage need types, and residuals are told by shapes; files may state neither."""
+    if any(o.dtype is None or o.shape is None for node in graph.model.graph for o in node.outputs):
+        common_passes.ShapeInferencePass()(graph.model)
 
 
 def _residual(site: LinearSite) -> ir.Value | None:

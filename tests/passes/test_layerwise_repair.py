@@ -151,3 +151,17 @@ def test_plain_repair_aims_at_each_dense_output_from_moments_that_are_not_centre
         np.testing.assert_allclose(after[name].weight(), expected, rtol=1e-4, atol=1e-4)
         bias = (z - x_pruned @ expected.T).mean(axis=0)
         np.testing.assert_allclose(after[name].bias(), bias, rtol=1e-3, atol=1e-3)
+
+
+def test_a_graph_that_states_no_types_is_repaired_alike():
+    dense, kept, x = network(), masks(), rows()
+    expected, _ = repaired(dense, kept, x)
+    bare = network()
+    for node in bare.model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = value.shape = None
+    found, _ = repaired(bare, kept, x)
+    for a, b in zip(find_linear_sites(found), find_linear_sites(expected), strict=True):
+        np.testing.assert_array_equal(a.weight(), b.weight())
+        np.testing.assert_array_equal(a.bias(), b.bias())

@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from obert_compiler.errors import UsageError
@@ -194,7 +193,8 @@ class Gradual(TrainingOptions):
         override = tuple(f"{pattern}@{number * way!r}" for pattern, number in own)
         return Prune(sparsity=sparsity, override=override, steps=(), **options)
 
-    def _step(self, number: int) -> Prune:
+    def pruning(self, number: int) -> Prune:
+        """The pruning ``number``, from 0."""
         if self.nm is not None:
             return self._prune(self.sparsity)
         sparsity = self.sparsities[number]
@@ -206,17 +206,14 @@ class Gradual(TrainingOptions):
         """Check sites and that groups divide their rows.
 
         Raises:
-            UsageError, GraphError: as ``prune``.
-            GraphError: an op cannot be trained.
+            UsageError, GraphError: as ``prune`` and ``finetune``.
         """
-        from obert_compiler.backends.torch.builder import check_supported
-
-        self._step(self.prunings - 1).requires(graph)
-        check_supported(graph)
+        super().requires(graph)
+        self.pruning(self.prunings - 1).requires(graph)
 
     def leaves_alone(self, graph: Graph) -> tuple[Skip, ...]:
         """Sites that are not pruned."""
-        return self._step(self.prunings - 1).leaves_alone(graph)
+        return self.pruning(self.prunings - 1).leaves_alone(graph)
 
     def run(self, graph: Graph, context: Context) -> PassResult:
         """Prune and train in place.
@@ -234,7 +231,7 @@ class Gradual(TrainingOptions):
         Raises:
             GraphError: a site has fewer or more than the last pruning left.
         """
-        self._step(self.prunings - 1).ensures(result)
+        self.pruning(self.prunings - 1).ensures(result)
 
 
 class _Run:
@@ -252,8 +249,12 @@ class _Run:
         self._checkpoints: Checkpoints | None = None
         if context.unfinished is not None:
             asked = {"pass": str(options), "seed": context.seed}
-            self._checkpoints = Checkpoints(context.unfinished / options.name, asked)
+            self._checkpoints = Checkpoints(
+                context.unfinished / options.name, asked, writes=context.processes.writer
+            )
             found = self._checkpoints.load()
+            # Every process has read it before the next one is written.
+            context.processes.wait()
             if found is not None:
                 self.graph = found
                 self.records = self._checkpoints.records
@@ -278,17 +279,19 @@ class _Run:
         return self._result()
 
     def _save(self, record: dict[str, Any]) -> None:
+        # The clock of one process decides for all of them how much of a budget is left.
+        record["seconds"] = self.context.processes.broadcast(record["seconds"])
         if self._checkpoints is None:
             self.records.append(record)
             return
         self._checkpoints.save(self.graph, record)
         self.records = self._checkpoints.records
-        if record["kind"] == "training" and self.context.unfinished is not None:
+        self.context.processes.wait()
+        folder = self.context.unfinished
+        trained = record["kind"] == "training"
+        if trained and folder is not None and self.context.processes.writer:
             # The graph is safe: what the training kept to go on from is not needed any more.
-            shutil.rmtree(self._training_folder(self.context.unfinished, record["part"]), True)
-
-    def _training_folder(self, folder: Path, place: int) -> Path:
-        return folder / self._training_name(place)
+            shutil.rmtree(folder / self._training_name(record["part"]), ignore_errors=True)
 
     def _training_name(self, place: int) -> str:
         return f"{self.options.name}-{place + 1}"
@@ -297,7 +300,7 @@ class _Run:
 
     def _pruned(self, number: int) -> dict[str, Any]:
         options, count = self.options, self.options.prunings
-        prune = options._step(number)  # noqa: SLF001 # the run is a part of the pass
+        prune = options.pruning(number)
         self.context.progress.say(
             f"gradual: pruning {number + 1} of {count}, to a sparsity of {prune.target:.1%}"
         )

@@ -183,7 +183,7 @@ class Batches:
             raise UsageError(f"limit of examples: expected at least 1, found {limit}")
         if max_length < 4:
             raise UsageError(f"sequence length: expected at least 4, found {max_length}")
-        rows = read_rows(source, split).sample(limit, seed)
+        rows = read_rows(source, split, limit=limit, seed=seed).sample(limit, seed)
         return cls._encode(rows, task, tokenizer, batch_size, max_length, sort)
 
     @classmethod

@@ -33,13 +33,25 @@ __all__ = ["FORMATS", "read_arrays", "read_rows"]
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
 
 
-def read_rows(source: object, split: str | None = None) -> Rows:
+_STREAM = "stream:"
+_SHUFFLE_BUFFER = 10_000
+"""Rows that a stream keeps to draw from, at least."""
+
+
+def read_rows(
+    source: object, split: str | None = None, *, limit: int | None = None, seed: int = 0
+) -> Rows:
     """Rows of ``source``.
+
+    ``stream:`` before the name of a hub data set, or a `datasets.IterableDataset`, reads ``limit``
+    rows of data that may be larger than memory and disk. Everything else is read whole.
 
     Args:
         source: path of a file (.jsonl, .csv, .parquet, .txt, each also .gz), a hub data set as
             ``name``, ``name:split`` or ``name:config:split``, a `datasets.Dataset`, dictionaries.
         split: split of a hub data set, unless the name says it.
+        limit: rows to take from a stream; what is not one gives all of its rows.
+        seed: of the draw from a stream.
 
     Raises:
         UsageError: the file is missing, its format is unknown, or the split is.
@@ -48,7 +60,9 @@ def read_rows(source: object, split: str | None = None) -> Rows:
     if isinstance(source, Rows):
         return source
     if isinstance(source, str | Path):
-        return _read_location(str(source), split)
+        return _read_location(str(source), split, limit, seed)
+    if type(source).__name__ == "IterableDataset":
+        return _from_stream(source, "stream in memory", limit, seed)
     if type(source).__module__.partition(".")[0] == "datasets":
         return _from_dataset(source, "data set in memory")
     if isinstance(source, Iterable):
@@ -61,12 +75,14 @@ def read_rows(source: object, split: str | None = None) -> Rows:
     )
 
 
-def _read_location(source: str, split: str | None) -> Rows:
+def _read_location(source: str, split: str | None, limit: int | None, seed: int) -> Rows:
+    if source.startswith(_STREAM):
+        return _from_hub_stream(source, split, limit, seed)
     path = Path(source)
     read = FORMATS.get(_suffix(path))
     if not path.exists():
         if read is None and _HUB_NAME.fullmatch(source):
-            return _from_hub(source, split)
+            return _from_dataset(_load_hub(source, split), source)
         raise UsageError(f"data '{source}': expected a file, found none; check the path")
     if read is None or path.is_dir():
         found = "a folder" if path.is_dir() else f"'{path.name}'"
@@ -203,27 +219,49 @@ FORMATS: dict[str, Callable[[Path], Rows]] = {
 """Readers by file name ending."""
 
 
-def _from_hub(name: str, split: str | None) -> Rows:
+def _load_hub(name: str, split: str | None, **options: Any) -> Any:
+    """One split of a hub data set."""
     datasets = _datasets(name)
     path, *parts = name.split(":")
     if parts:
         split = parts.pop()
     with _quiet(datasets):
         try:
-            found = datasets.load_dataset(path, *parts, split=split)
+            found = datasets.load_dataset(path, *parts, split=split, **options)
         except Exception as error:
             raise DataError(
                 f"data '{name}': expected a file or a data set of the hub, found no such file and "
                 f"the hub answers: {type(error).__name__}: {error}"
             ) from error
-    if isinstance(found, datasets.DatasetDict):
+    if isinstance(found, datasets.DatasetDict | datasets.IterableDatasetDict):
         if len(found) != 1:
             raise UsageError(
                 f"data '{name}': expected a split, as in {path}:{next(iter(found))}, found none; "
                 f"the data set has {', '.join(found)}"
             )
         (found,) = found.values()
-    return _from_dataset(found, name)
+    return found
+
+
+def _from_hub_stream(source: str, split: str | None, limit: int | None, seed: int) -> Rows:
+    name = source.removeprefix(_STREAM)
+    if not _HUB_NAME.fullmatch(name):
+        raise UsageError(
+            f"data '{source}': expected the name of a hub data set to stream, as in "
+            f"stream:wikitext:wikitext-103-raw-v1:train, found '{name}'"
+        )
+    return _from_stream(_load_hub(name, split, streaming=True), source, limit, seed)
+
+
+def _from_stream(dataset: Any, origin: str, limit: int | None, seed: int) -> Rows:
+    """``limit`` rows of an `IterableDataset`, drawn from twice as many."""
+    if limit is None:
+        raise UsageError(
+            f"data '{origin}': expected the number of rows to take from a stream, found none; give "
+            "--samples N"
+        )
+    shuffled = dataset.shuffle(seed=seed, buffer_size=max(_SHUFFLE_BUFFER, limit))
+    return Rows.of((dict(row) for row in shuffled.take(limit)), origin)
 
 
 def _from_dataset(dataset: Any, origin: str) -> Rows:

@@ -34,7 +34,8 @@ _FORMAT = 1
 
 def has_progress(folder: Path) -> bool:
     """Whether a work folder holds a finished pass, or what a pass left that was not done."""
-    return any(folder.glob("graph-[1-9]*")) or any(folder.glob(f"{UNFINISHED}/*/checkpoint-*"))
+    kept = ("graph-[1-9]*", f"{UNFINISHED}/*/checkpoint-*", f"{UNFINISHED}/*/graph-[1-9]*")
+    return any(any(folder.glob(pattern)) for pattern in kept)
 
 
 class Checkpoints:

@@ -24,18 +24,22 @@ if TYPE_CHECKING:
 __all__ = ["Masks", "zero_masks"]
 
 
+_ACCIDENT = 0.05
+"""Share of zeros up to which those of a matrix that nothing pruned here are left to train."""
+
+
 def zero_masks(module: OnnxModule, graph: Graph) -> dict[str, torch.Tensor]:
     """Where the Linear sites of a pruned graph are not zero, by parameter name; bool.
 
-    A dense graph has none: a zero in it is an accident.
+    In a graph that came as it is, single zeros are an accident of training or of 16 bits; a matrix
+    with more of them came sparse (upstream pruning), and is held as well.
     """
-    if graph.stage is Stage.DENSE:
-        return {}
+    least = _ACCIDENT if graph.stage is Stage.DENSE else 0.0
     names = {id(p): name for name, p in module.named_parameters()}
     masks = {}
     for linear in module.linear_sites.values():
         kept = linear.weight.detach() != 0
-        if not bool(kept.all()):
+        if 1.0 - float(kept.float().mean()) > least:
             masks[names[id(linear.weight)]] = kept
     return masks
 

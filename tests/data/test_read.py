@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from obert_compiler.data import read
 from obert_compiler.data.read import read_arrays, read_rows
 from obert_compiler.data.rows import Rows
 from obert_compiler.errors import DataError, UsageError
@@ -253,3 +256,40 @@ def test_arrays_of_an_npz_file(tmp_path: Path) -> None:
         read_arrays(tmp_path / "b.npy")
     with pytest.raises(UsageError, match="found none"):
         read_arrays(tmp_path / "c.npz")
+
+
+def test_a_stream_gives_the_rows_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    pulled = []
+
+    def endless() -> Iterator[dict[str, str]]:
+        for number in itertools.count():
+            pulled.append(number)
+            yield {"text": f"row {number}"}
+
+    def load(path: str, *parts: str, split: str | None, streaming: bool = False) -> object:
+        assert (path, parts, split, streaming) == ("owner/text", ("en",), "train", True)
+        return datasets.IterableDataset.from_generator(endless)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(read, "_SHUFFLE_BUFFER", 50)
+    rows = read.read_rows("stream:owner/text:en:train", limit=30, seed=1)
+    assert len(rows) == 30
+    assert len({row["text"] for row in rows}) == 30
+    assert max(pulled) < 200
+    again = read.read_rows("stream:owner/text:en:train", limit=30, seed=1)
+    assert [row["text"] for row in again] == [row["text"] for row in rows]
+    assert [row["text"] for row in rows] != [f"row {i}" for i in range(30)]
+
+
+def test_a_stream_without_a_number_of_rows_is_refused() -> None:
+    datasets = pytest.importorskip("datasets")
+    stream = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
+    with pytest.raises(UsageError, match="the number of rows to take from a stream"):
+        read.read_rows(stream)
+    assert len(read.read_rows(stream, limit=2)) == 2
+
+
+def test_a_stream_of_a_file_is_refused() -> None:
+    with pytest.raises(UsageError, match="expected the name of a hub data set to stream"):
+        read.read_rows("stream:/data/text.txt", limit=3)

@@ -99,7 +99,8 @@ def test_every_block_is_the_mean_outer_product_of_gradients(data, tmp_path, name
 
 def test_neither_tiles_nor_flushes_nor_groups_change_the_estimate(data, tmp_path, monkeypatch):
     whole = estimate(Encoder(), data, tmp_path / "a").statistics
-    monkeypatch.setattr(fisher_gradients, "_TILE_VALUES", 100)
+    for limit, value in (("_TILE", 24), ("_TILE_COLUMNS", 4), ("_FOLDED_BLOCKS", 2)):
+        monkeypatch.setattr(fisher_gradients, limit, value)
     monkeypatch.setattr(fisher_estimation, "_FLUSH_EXAMPLES", 1)
     parts = estimate(Encoder(), data, tmp_path / "b", sites=["shared", "head"]).statistics
     for name in ("shared", "head"):

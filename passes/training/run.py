@@ -294,6 +294,7 @@ class Training:
             sampler.order(0),
             self.options.batch_size,
             token_outputs=outputs_by_token(graph) if tapped is graph else None,
+            bfloat16=uses_bfloat16(self.options.precision, self.name),
         )
         return self._objective(taps), teacher
 

@@ -40,6 +40,8 @@ class Teacher:
         batch_size: examples in a batch of the first epoch.
         token_outputs: outputs whose second axis runs over the tokens (`outputs_by_token`); None to
             keep nothing.
+        bfloat16: compute products in bfloat16 where nothing is kept, as the student does: there the
+            teacher runs at every step. What is kept is computed once, in float32.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Teacher:
         batch_size: int,
         *,
         token_outputs: frozenset[str] | None,
+        bfloat16: bool = False,
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         self._inputs = list(input_names)
@@ -59,6 +62,7 @@ class Teacher:
         self._batch_size = batch_size
         self._position = {example: place for place, example in enumerate(self._order)}
         self._keep = token_outputs is not None
+        self._bfloat16 = bfloat16
         self._token_outputs = token_outputs or frozenset()
         self._kept: dict[int, dict[str, torch.Tensor]] = {}
 
@@ -98,8 +102,11 @@ class Teacher:
             feed["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         device = next(iter(feed.values())).device
         self.module.to(device)
-        with torch.no_grad():
+        half = self._bfloat16 and not self._keep
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             found = self.module(**feed)
+        if half:
+            found = {n: v.float() if v.is_floating_point() else v for n, v in found.items()}
         for name, value in found.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise NumericsError(

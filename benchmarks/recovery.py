@@ -5,7 +5,8 @@
         --stsb MODEL --stsb-data texts.jsonl --stsb-eval dev.jsonl.gz
 
 Every cell is one compile (INT8, packed) and one ``obertc eval --engine cpu`` of what it wrote. All
-cells train for the same number of optimiser steps with the same batches, so that a busy machine
+cells train for the same number of optimiser steps with the same batches, the last of them with the
+roundings of INT8 in place where ``--rounded-steps`` says so, so that a busy machine
 changes no result; the seconds of training and of everything are reported beside it. A cell that
 RESULTS has is not run again, and one that was killed goes on where it stopped: the same command
 can be repeated until the table is full.
@@ -52,10 +53,16 @@ class Row:
     ours: str = "hidden=1.0:learning_rate=1e-4"
     prune_first: bool = False
 
-    def passes(self, method: str, steps: int, batch: int, common: str) -> str:
+    def passes(self, method: str, steps: int, rounded_steps: int, batch: int, common: str) -> str:
         """The text of ``--passes`` for a method."""
         length = f"steps={steps}:batch_size={batch}{common}"
         after = "quant,pack"
+        if rounded_steps:
+            hidden = ":hidden=1.0" if method == "ours" else ""
+            after = (
+                f"qat:steps={rounded_steps}:batch_size={batch}:evaluate=false"
+                f":learning_rate=3e-5{hidden},pack"
+            )
         if method == "ours" and self.prune_first:
             prune = f"prune:sparsity={self.sparsity}"
             return f"{self.before}{prune},finetune:{length}:{self.ours},{after}"
@@ -84,7 +91,7 @@ def run_cell(options: argparse.Namespace, name: str, method: str) -> dict[str, A
     model = getattr(options, row.data)
     out = options.results / f"{name}-{method}"
     common = f":{options.common}" if options.common else ""
-    passes = row.passes(method, options.steps, options.batch, common)
+    passes = row.passes(method, options.steps, options.rounded_steps, options.batch, common)
     command = [
         *("compile", str(model), "-o", str(out), "--passes", passes),
         *("--data", str(given["data"]), "--eval-data", str(given["eval"])),
@@ -108,6 +115,7 @@ def run_cell(options: argparse.Namespace, name: str, method: str) -> dict[str, A
         "seconds_training": sum(t["seconds_training"] for t in trained),
         "seconds": sum(p["seconds"] for p in report["passes"]),
         "steps": options.steps,
+        "rounded_steps": options.rounded_steps,
         "batch_size": options.batch,
         "bytes": report["bytes"]["after"],
         "cpu": cpu_name(),
@@ -153,6 +161,7 @@ def main() -> None:
     add("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     add("--steps", type=int, default=1000)
+    add("--rounded-steps", type=int, default=0, help="of qat, which then takes the place of quant")
     add("--batch", type=int, default=32)
     add("--common", default="", help="options of every training, as precision=bfloat16")
     add("--seed", type=int, default=0)

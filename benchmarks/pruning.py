@@ -61,7 +61,7 @@ def main() -> None:
     results = Results(options.results and options.results / f"pruning-{name}.json")
     if not results.cells:
         results.head = {
-            "title": options.title or name,
+            "name": options.title or name,
             "model": Path(options.model).name,
             "task": task.name,
             "metric": task.metric_name,

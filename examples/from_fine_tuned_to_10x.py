@@ -15,7 +15,13 @@ from obert_compiler.report import summary_rows
 
 
 def main(
-    model: str, data: str, eval_data: str, out: str, training: str = "budget=20min", seed: int = 0
+    model: str,
+    data: str,
+    eval_data: str,
+    out: str,
+    training: str = "budget=20min",
+    rounded: str = "budget=10min",
+    seed: int = 0,
 ) -> None:
     """Compile into ``out/as-it-is`` and ``out/recovered``.
 
@@ -25,16 +31,16 @@ def main(
         eval_data: labelled rows that were not trained on.
         out: folder for both.
         training: how long to train, as options of ``finetune``.
+        rounded: how long to train with the roundings of INT8, as options of ``qat``.
         seed: of every random choice.
     """
     prune = "prune:sparsity=0.8:block=4"
     finetune = f"finetune:{training}:learning_rate=1e-4:warmup=0.05:hidden=1.0"
     Path(out).mkdir(parents=True, exist_ok=True)
-    ways = {"as-it-is": (prune,), "recovered": (prune, finetune)}
+    qat = f"qat:{rounded}:learning_rate=3e-5:hidden=1.0"
+    ways = {"as-it-is": (prune, "quant"), "recovered": (prune, finetune, qat)}
     for name, passes in ways.items():
-        recipe = Recipe(
-            (*passes, "quant", "pack"), model=model, data=data, eval_data=eval_data, seed=seed
-        )
+        recipe = Recipe((*passes, "pack"), model=model, data=data, eval_data=eval_data, seed=seed)
         result = compile_model(recipe, Path(out) / name, latency=False, overwrite=True)
         print(f"{name}: {','.join(map(str, recipe.passes))}")
         for row in summary_rows(result.report):

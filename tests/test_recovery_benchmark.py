@@ -31,13 +31,17 @@ def recovery():
 @pytest.mark.parametrize("method", ["ours", "magnitude", "paper"])
 @pytest.mark.parametrize("row", ["sst2-80", "sst2-90", "sst2-3-layers", "stsb-80"])
 def test_every_cell_trains_for_the_same_steps(recovery, row, method):
-    text = recovery.ROWS[row].passes(method, 100, 16, ":precision=float32")
+    text = recovery.ROWS[row].passes(method, 100, 0, 16, ":precision=float32")
     passes = passes_from_text(text)
     trained = [p for p in passes if isinstance(p, Finetune | Gradual)]
     assert [(p.steps, p.batch_size, p.precision) for p in trained] == [(100, 16, "float32")]
     assert [p.name for p in passes[-2:]] == ["quant", "pack"]
     (sparsity,) = [p.sparsity for p in passes if hasattr(p, "sparsity")]
     assert sparsity == recovery.ROWS[row].sparsity
+    rounded = passes_from_text(recovery.ROWS[row].passes(method, 100, 30, 16, ""))
+    assert [p.name for p in rounded[-2:]] == ["qat", "pack"]
+    assert (rounded[-2].steps, rounded[-2].batch_size) == (30, 16)
+    assert rounded[:-2] == passes_from_text(recovery.ROWS[row].passes(method, 100, 0, 16, ""))[:-2]
 
 
 def test_a_cell_is_compiled_once_and_evaluated_in_onnxruntime(recovery, tmp_path, monkeypatch):
@@ -60,7 +64,8 @@ def test_a_cell_is_compiled_once_and_evaluated_in_onnxruntime(recovery, tmp_path
 
     monkeypatch.setattr(recovery, "obertc", obertc)
     options = argparse.Namespace(
-        results=tmp_path, sst2="model", sst2_data="train", sst2_eval="dev", steps=7, batch=2,
+        results=tmp_path, sst2="model", sst2_data="train", sst2_eval="dev", steps=7,
+        rounded_steps=0, batch=2,
         common="", seed=0, threads=None,
     )  # fmt: skip
     cells = [recovery.run_cell(options, "sst2-80", "ours") for _ in range(2)]

@@ -16,6 +16,7 @@ from obert_compiler import compile_model
 from obert_compiler.passes.drop_layers import DropLayers
 from obert_compiler.passes.finetune import Finetune
 from obert_compiler.passes.gradual import Gradual
+from obert_compiler.passes.qat import QuantizationAwareTraining
 from obert_compiler.pipeline.contract import Pass
 from obert_compiler.pipeline.recipe import read_recipe
 from obert_compiler.pipeline.registry import passes_from_text
@@ -101,14 +102,14 @@ def test_from_fine_tuned_to_10x(
 ) -> None:
     model, data = str(tiny_folder("bert", "sequence")), str(EXAMPLES / "data" / "reviews.jsonl")
     training = "steps=3:batch_size=4"
-    _main("from_fine_tuned_to_10x")(model, data, data, str(tmp_path / "out"), training)
+    _main("from_fine_tuned_to_10x")(model, data, data, str(tmp_path / "out"), training, training)
     shown = capsys.readouterr().out
     assert shown.count("accuracy") == 2
-    for name, passes in (("as-it-is", 1), ("recovered", 2)):
+    for name, passes in (("as-it-is", ["quant"]), ("recovered", ["finetune", "qat"])):
         report = json.loads((tmp_path / "out" / name / "report.json").read_text(encoding="utf-8"))
         assert (tmp_path / "out" / name / "model.onnx").exists()
         names = [p["name"] for p in report["passes"] if not p["inserted"]]
-        assert names == [*["prune", "finetune"][:passes], "quant", "pack"]
+        assert names == ["prune", *passes, "pack"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def _shortened(p: Pass) -> Pass:
         damping = None if p.absolute_damping is None else 1e-3
         few |= {"batch_size": 4, "samples": 8, "repair_samples": 8, "absolute_damping": damping}
         return dataclasses.replace(p, **few)
-    if isinstance(p, Finetune):
+    if isinstance(p, Finetune | QuantizationAwareTraining):
         return dataclasses.replace(p, steps=2, epochs=None, budget=None, batch_size=4)
     if isinstance(p, DropLayers):
         return dataclasses.replace(p, keep=2)

@@ -195,7 +195,7 @@ def _tile_gradients(
     # One block more between examples: where tiles lie a power of two apart, the examples of a block
     # share the same few lines of a cache and drive each other out (measured: products 1.5x).
     G = parts[0][0].new_empty(examples, rows * width + layout.block)
-    G = G[:, : rows * width].unflatten(1, (rows, width))
+    G = G[:, : rows * width].view(examples, rows, width)
     start = 0
     for x, d in parts:
         stop = start + len(x)

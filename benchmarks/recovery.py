@@ -5,11 +5,11 @@
         --stsb MODEL --stsb-data texts.jsonl --stsb-eval dev.jsonl.gz
 
 Every cell is one compile (INT8, packed) and one ``obertc eval --engine cpu`` of what it wrote. All
-cells train for the same number of optimiser steps with the same batches, the last of them with the
-roundings of INT8 in place where ``--rounded-steps`` says so, so that a busy machine
-changes no result; the seconds of training and of everything are reported beside it. A cell that
-RESULTS has is not run again, and one that was killed goes on where it stopped: the same command
-can be repeated until the table is full.
+cells train for the same number of optimiser steps with the same batches, so that a busy machine
+changes no result; ``--rounded-steps`` more follow with the roundings of INT8 in place. The seconds
+of training and of everything are reported beside it. A cell that RESULTS has is not run again, and
+one that was killed goes on where it stopped: the same command can be repeated until the table is
+full.
 """
 
 from __future__ import annotations

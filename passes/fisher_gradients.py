@@ -170,8 +170,8 @@ def accumulate_blocks(F: torch.Tensor, layout: BlockLayout, batches: Iterable[Us
     if not parts:
         return
     F = F.view(layout.rows, layout.per_row, -1)
-    weights = min(_TILE, max(_PRODUCTS // layout.block, layout.block))
-    across = min(layout.per_row, max(1, min(_TILE_COLUMNS, weights) // layout.block))
+    across = min(layout.per_row, max(1, _TILE_COLUMNS // layout.block))
+    weights = min(_TILE, _PRODUCTS // layout.block)
     down = max(1, weights // (across * layout.block))
     for row in range(0, layout.rows, down):
         for first in range(0, layout.per_row, across):

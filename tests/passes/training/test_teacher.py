@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 
 from obert_compiler.backends.torch.module import to_module
@@ -17,6 +18,12 @@ TinyGraph = Callable[[str, str], Graph]
 MakeBatches = Callable[..., Batches]
 
 ROWS = list(range(8))
+
+
+@pytest.fixture
+def parts(tiny_graph: TinyGraph, make_batches: MakeBatches) -> tuple[Graph, Batches]:
+    graph = tiny_graph("bert", "sequence")
+    return graph, make_batches(graph, len(ROWS))
 
 
 def logits(graph: Graph, data: Batches, *, keep: bool, bfloat16: bool) -> torch.Tensor:
@@ -35,23 +42,17 @@ def logits(graph: Graph, data: Batches, *, keep: bool, bfloat16: bool) -> torch.
 
 
 def test_a_teacher_of_every_step_computes_in_bfloat16_and_gives_float32(
-    tiny_graph: TinyGraph, make_batches: MakeBatches
+    parts: tuple[Graph, Batches],
 ) -> None:
-    graph = tiny_graph("bert", "sequence")
-    data = make_batches(graph, len(ROWS))
-    exact = logits(graph, data, keep=False, bfloat16=False)
-    half = logits(graph, data, keep=False, bfloat16=True)
+    exact = logits(*parts, keep=False, bfloat16=False)
+    half = logits(*parts, keep=False, bfloat16=True)
     assert half.dtype == torch.float32
     assert not torch.equal(half, exact)
     torch.testing.assert_close(half, exact, rtol=0.05, atol=0.02 * float(exact.abs().max()))
 
 
 def test_what_is_kept_is_computed_in_float32(
-    tiny_graph: TinyGraph, make_batches: MakeBatches
+    parts: tuple[Graph, Batches],
 ) -> None:
-    graph = tiny_graph("bert", "sequence")
-    data = make_batches(graph, len(ROWS))
-    exact = logits(graph, data, keep=False, bfloat16=False)
-    torch.testing.assert_close(
-        logits(graph, data, keep=True, bfloat16=True), exact, rtol=0, atol=1e-6
-    )
+    exact = logits(*parts, keep=False, bfloat16=False)
+    torch.testing.assert_close(logits(*parts, keep=True, bfloat16=True), exact, rtol=0, atol=1e-6)

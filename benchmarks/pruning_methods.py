@@ -29,12 +29,16 @@ __all__ = ["METHODS", "pruned_at"]
 
 PUBLISHED = "published"
 PLAIN = "plain:"
+_AS_TRIED = "choice=single:repair_samples=768:absolute_damping=1e-7"
 METHODS = {
     "magnitude": "method=magnitude",
     "oBERT, as published": PUBLISHED,
-    "oBERT, joint": "repair=fisher:absolute_damping=1e-7",
-    "A": f"{PLAIN}steps=1:repair_samples=768:absolute_damping=1e-7",
-    "B": f"{PLAIN}steps=0.5+0.7+0.8+0.85+0.9:repair_samples=768:absolute_damping=1e-7",
+    "oBERT, joint": "repair=fisher:choice=single:absolute_damping=1e-7",
+    "oBERT, greedy": "repair=fisher:choice=cumulative:absolute_damping=1e-7",
+    "A": f"{PLAIN}steps=1:{_AS_TRIED}",
+    "B": f"{PLAIN}steps=0.5+0.7+0.8+0.85+0.9:{_AS_TRIED}",
+    "single choice": "choice=single",
+    "cumulative choice": "choice=cumulative",
     "default, one step": "steps=1",
     "default": "",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,11 @@ from obert_compiler.errors import UsageError
 from obert_compiler.passes import obs
 from obert_compiler.passes.fisher_blocks import BlockLayout
 
-__all__ = ["FisherMatrix"]
+__all__ = ["Choice", "FisherMatrix"]
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+Choice = Literal["greedy", "cumulative", "single"]
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,16 @@ class FisherMatrix:
     damping: float
     where: str = "matrix"
 
-    def saliency(self, W: FloatArray, group: int) -> FloatArray:
+    def saliency(self, W: FloatArray, group: int, choice: Choice = "single") -> FloatArray:
         """Saliency of groups of ``group`` consecutive inputs, ``[out, in / group]``.
 
         Zero weights are pruned weights: they stay out of the Fisher.
+
+        Args:
+            W: ``[out, in]``.
+            group: weights per group.
+            choice: ``single`` has what each group costs alone (`obs.group_saliency`), ``greedy``
+                and ``cumulative`` what it costs at its turn (`obs.greedy_saliency`).
 
         Raises:
             UsageError: ``group`` does not divide the Fisher block.
@@ -47,14 +55,17 @@ class FisherMatrix:
                 f"{self.where}: expected Fisher blocks of a multiple of {group} weights, found "
                 f"{self.layout.block}; run 'fisher' with block={group * max(1, 32 // group)}"
             )
-        rho = obs.group_saliency(
-            self.F,
-            self.layout.cut(W),
-            self.layout.cut(W != 0),
-            group=group,
-            damping=self.damping,
-            where=self.where,
-        )
+        blocks = self.F, self.layout.cut(W), self.layout.cut(W != 0)
+        if choice == "single":
+            rho = obs.group_saliency(*blocks, group=group, damping=self.damping, where=self.where)
+        else:
+            rho = obs.greedy_saliency(
+                *blocks,
+                group=group,
+                damping=self.damping,
+                cumulative=choice == "cumulative",
+                where=self.where,
+            )
         groups = self.layout.columns // group
         return rho.reshape(self.layout.rows, -1)[:, :groups].astype(np.float32)
 

@@ -51,6 +51,7 @@ _OF_PRUNE = (
     "exclude",
     "damping",
     "absolute_damping",
+    "choice",
     "repair",
     "samples",
     "repair_samples",
@@ -88,6 +89,7 @@ class Gradual(TrainingOptions):
         exclude: as in ``prune``.
         damping: as in ``prune``.
         absolute_damping: as in ``prune``.
+        choice: as in ``prune``.
         repair: as in ``prune``.
         samples: examples for the Fisher of every pruning.
         repair_samples: as in ``prune``.
@@ -117,6 +119,7 @@ class Gradual(TrainingOptions):
     exclude: tuple[str, ...] = ()
     damping: float = 2e-2
     absolute_damping: float | None = None
+    choice: Literal["auto", "greedy", "cumulative", "single"] = "auto"
     repair: Literal["auto", "rows", "fisher", "sum", "none"] = "auto"
     samples: int = 1024
     repair_samples: int = 4096

@@ -23,6 +23,7 @@ from obert_compiler.errors import NumericsError
 from obert_compiler.passes.threads import threads
 
 __all__ = [
+    "greedy_saliency",
     "group_saliency",
     "joint_repair",
     "mean_diagonal",
@@ -105,13 +106,79 @@ def group_saliency(
         inverse = np.linalg.inv(_masked(F[part], kept, damping, part.start, where))
         within = inverse[:, groups[:, :, None], groups[:, None, :]]
         values = np.where(kept, w[part], 0.0).astype(np.float64).reshape(-1, size // group, group)
-        if group == 1:
-            return np.asarray(0.5 * values[..., 0] ** 2 / within[..., 0, 0])
-        solution = np.linalg.solve(within, values[..., None])[..., 0]
-        rho: Float64Array = 0.5 * np.einsum("kgi,kgi->kg", values, solution)
+        rho: Float64Array = 0.5 * np.einsum("kgi,kgi->kg", values, _solved(within, values))
         return rho
 
     return np.maximum(_over_chunks(solve, F.shape[0], size), 0.0)
+
+
+def greedy_saliency(
+    F: FloatArray,
+    w: FloatArray,
+    alive: BoolArray,
+    *,
+    group: int,
+    damping: float,
+    cumulative: bool = False,
+    where: str = "matrix",
+) -> Float64Array:
+    """Loss increase of every group at its turn, when a block loses its groups one after another.
+
+    The group of lowest saliency goes, the other weights move to the optimum for all that is gone,
+    and so on (the order of Optimal Brain Compression, Frantar and Alistarh 2022, arXiv 2208.11580,
+    algorithm 1, in a Fisher block). Two groups that can each make up for the other are both cheap
+    in `group_saliency`; here the second one bears the price. With ``Q`` the group that goes,
+
+        rho_Q = 1/2 w_Q^T ([F^-1]_QQ)^-1 w_Q
+        w    -= F^-1[:, Q] ([F^-1]_QQ)^-1 w_Q
+        F^-1 -= F^-1[:, Q] ([F^-1]_QQ)^-1 F^-1[Q, :]
+
+    and the increases up to a turn add up to the loss of `joint_repair` for the groups gone by then.
+
+    Args:
+        F: undamped blocks ``[k, B, B]``.
+        w: weights ``[k, B]``.
+        alive: ``[k, B]``.
+        group: weights per group; divides ``B``.
+        damping: added to the diagonal.
+        cumulative: the sum of the increases up to the group's turn, in place of the largest of
+            them. Either never falls along the order, so that a threshold over all blocks takes the
+            groups of a block in their order.
+        where: the matrix, for messages.
+
+    Returns:
+        ``[k, B / group]``, not negative; 0 for groups that are not alive.
+
+    Raises:
+        NumericsError: a damped block is not positive definite or not finite.
+    """
+    size = F.shape[-1]
+    count = size // group
+    groups = np.arange(size).reshape(-1, group)
+
+    def solve(part: slice) -> Float64Array:
+        kept = alive[part]
+        inverse = np.linalg.inv(_masked(F[part], kept, damping, part.start, where))
+        left = np.where(kept, w[part], 0.0).astype(np.float64)
+        waiting = kept.reshape(-1, count, group).any(axis=2)
+        blocks = np.arange(len(kept))
+        score, total = np.zeros(waiting.shape), np.zeros(len(kept))
+        for _ in range(int(waiting.sum(axis=1).max(initial=0))):
+            within = inverse[:, groups[:, :, None], groups[:, None, :]]
+            values = left.reshape(-1, count, group)
+            rho = 0.5 * np.einsum("kgi,kgi->kg", values, _solved(within, values))
+            rho = np.where(waiting, np.maximum(rho, 0.0), np.inf)
+            first = rho.argmin(axis=1)
+            on = np.flatnonzero(waiting[blocks, first])
+            chosen = first[on]
+            increase = rho[on, chosen]
+            total[on] = total[on] + increase if cumulative else np.maximum(total[on], increase)
+            score[on, chosen] = total[on]
+            waiting[on, chosen] = False
+            _take_out(inverse, left, on, groups[chosen])
+        return score
+
+    return _over_chunks(solve, F.shape[0], size)
 
 
 def joint_repair(
@@ -229,6 +296,36 @@ def quadratic_loss(F: FloatArray, delta: FloatArray, damping: float) -> Float64A
     curved = np.einsum("kij,kj->ki", F, delta.astype(np.float64)) + damping * delta
     loss: Float64Array = 0.5 * np.einsum("ki,ki->k", delta, curved)
     return loss
+
+
+def _solved(matrices: Float64Array, values: Float64Array) -> Float64Array:
+    """``matrices^-1 values`` for ``[..., n, n]`` and ``[..., n]``."""
+    if values.shape[-1] == 1:
+        return np.asarray(values / matrices[..., 0])
+    return np.asarray(np.linalg.solve(matrices, values[..., None])[..., 0])
+
+
+def _take_out(
+    inverse: Float64Array, w: Float64Array, blocks: npt.NDArray[np.intp], Q: npt.NDArray[np.intp]
+) -> None:
+    """Remove the weights ``Q [n, group]`` of ``blocks [n]``, in place.
+
+    The others move to their optimum; ``inverse`` becomes that of the block without ``Q``, with the
+    identity in its place.
+    """
+    rows = blocks[:, None]
+    columns = inverse[rows, Q]
+    solution = np.linalg.solve(
+        inverse[rows[:, :, None], Q[:, :, None], Q[:, None, :]],
+        np.concatenate([columns, w[rows, Q][..., None]], axis=2),
+    )
+    across = columns.transpose(0, 2, 1)
+    w[blocks] -= (across @ solution[:, :, -1:])[..., 0]
+    inverse[blocks] -= across @ solution[:, :, :-1]
+    w[rows, Q] = 0.0
+    inverse[rows, Q] = 0.0
+    inverse[rows, :, Q] = 0.0
+    inverse[rows, Q, Q] = 1.0
 
 
 def _masked(

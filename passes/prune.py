@@ -23,7 +23,7 @@ from obert_compiler.errors import GraphError, NumericsError, UsageError
 from obert_compiler.graph.graph import Graph, Stage
 from obert_compiler.graph.linear import find_linear_sites
 from obert_compiler.passes.fisher import Fisher
-from obert_compiler.passes.fisher_matrix import FisherMatrix
+from obert_compiler.passes.fisher_matrix import Choice, FisherMatrix
 from obert_compiler.passes.layerwise_repair import LayerwiseRepair
 from obert_compiler.passes.prune_options import (
     check_at_least,
@@ -74,6 +74,11 @@ class Prune(Pass):
             as the largest whole number of groups. 0.5 when neither it nor ``nm`` is given.
         block: weights per group, consecutive inputs of one output; 1 is unstructured.
         method: how groups are ranked: ``fisher`` (second-order information) or ``magnitude``.
+        choice: which groups of a Fisher block go together: ``greedy`` (one after another, the
+            others repaired in between; a group counts with the largest increase of the loss up to
+            its turn), ``cumulative`` (with the sum of the increases), ``single`` (with what it
+            costs alone, as published); ``auto`` takes ``single`` for ``repair=sum`` and N:M, and
+            else ``greedy``.
         repair: how the remaining weights make up for the removed ones: ``rows`` (least squares over
             whole rows, layer by layer, needs data), ``fisher`` (inside Fisher blocks), ``sum``
             (there, as published: the updates of the groups added up), ``none``; ``auto`` takes
@@ -117,6 +122,7 @@ class Prune(Pass):
     exclude: tuple[str, ...] = ()
     damping: float = 2e-2
     absolute_damping: float | None = None
+    choice: Literal["auto", "greedy", "cumulative", "single"] = "auto"
     repair: Literal["auto", "rows", "fisher", "sum", "none"] = "auto"
     steps: tuple[str, ...] = ("0.5", "0.7", "0.8", "0.85", "0.9", "0.95")
     samples: int = 1024
@@ -127,11 +133,16 @@ class Prune(Pass):
 
     def __post_init__(self) -> None:
         check_one_of("method", self.method, "fisher", "magnitude")
+        check_one_of("choice", self.choice, "auto", "greedy", "cumulative", "single")
         check_one_of("repair", self.repair, "auto", "rows", "fisher", "sum", "none")
         check_one_of("scope", self.scope, "global", "uniform")
         if self.repair in {"fisher", "sum"} and self.method != "fisher":
             raise UsageError(
                 f"prune: expected method=fisher for repair={self.repair}, found magnitude"
+            )
+        if self.choice != "auto" and self.method != "fisher":
+            raise UsageError(
+                f"prune: expected method=fisher for choice={self.choice}, found magnitude"
             )
         for name in ("block", "samples", "repair_samples", "repair_positions"):
             check_at_least(name, getattr(self, name), 1)
@@ -147,6 +158,11 @@ class Prune(Pass):
             self._check_nm(*read_nm(self.nm))
 
     def _check_nm(self, n: int, m: int) -> None:
+        if self.chosen_by != "single":
+            raise UsageError(
+                f"prune: expected choice=single beside nm={self.nm}, which has no order across its "
+                f"groups, found {self.choice}"
+            )
         if self.override or self.scope != "global":
             raise UsageError("prune: expected nm alone, found it with override or scope; drop one")
         if self.block not in {type(self).block, 1}:
@@ -174,6 +190,13 @@ class Prune(Pass):
             n, m = read_nm(self.nm)
             return 1 - n / m
         return _DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
+
+    @property
+    def chosen_by(self) -> Choice:
+        """`choice`, with ``auto`` resolved."""
+        if self.choice == "auto":
+            return "single" if self.repair == "sum" or self.nm is not None else "greedy"
+        return self.choice
 
     @property
     def repaired_by(self) -> Literal["rows", "fisher", "sum", "none"]:
@@ -293,6 +316,7 @@ class Prune(Pass):
             "groups_removed": removed,
             "group": self.group,
             "method": self.method,
+            "choice": self.chosen_by if self.method == "fisher" else None,
             "repair": self.repaired_by,
             "steps": steps,
             "predicted_loss_increase": _total(sites, "predicted_loss_increase"),
@@ -361,7 +385,7 @@ class Prune(Pass):
                 "model before compressing it"
             )
         if self.method == "fisher":
-            rho = self._fisher_of(site, context).saliency(W, self.group)
+            rho = self._fisher_of(site, context).saliency(W, self.group, self.chosen_by)
         else:
             rho = magnitude_saliency(W, self.group)
         if not np.isfinite(rho).all():

@@ -85,6 +85,71 @@ def test_saliency_of_one_group_is_the_loss_of_removing_it():
     np.testing.assert_allclose(loss, rho[:, 1], rtol=1e-8)
 
 
+def oracle_greedy(F, w, group, damping):
+    """Order and losses, with a KKT system for every candidate of every turn."""
+    order, losses = [], []
+    waiting = list(range(len(w) // group))
+    while waiting:
+        found = {}
+        for candidate in waiting:
+            removed = np.isin(np.arange(len(w)) // group, [*order, candidate])
+            found[candidate] = oracle_kkt(F, w, removed, damping)[1]
+        best = min(waiting, key=found.__getitem__)
+        waiting.remove(best)
+        order.append(best)
+        losses.append(found[best])
+    return order, losses
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_greedy_saliency_is_the_loss_at_every_turn(group):
+    F, w = random_blocks(7, 8, seed=11)
+    alive = np.ones(w.shape, bool)
+    sums = obs.greedy_saliency(F, w, alive, group=group, damping=1e-2, cumulative=True)
+    largest = obs.greedy_saliency(F, w, alive, group=group, damping=1e-2)
+    for k in range(len(w)):
+        order, losses = oracle_greedy(F[k], w[k], group, 1e-2)
+        np.testing.assert_allclose(sums[k, order], losses, rtol=1e-7)
+        increases = np.diff([0.0, *losses])
+        np.testing.assert_allclose(
+            largest[k, order], np.maximum.accumulate(increases), rtol=1e-7, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_greedy_saliency_leaves_pruned_weights_out_of_the_block(group):
+    F, w = random_blocks(5, 8, seed=12)
+    alive = np.repeat(np.random.default_rng(13).random((5, 4)) < 0.6, 2, axis=1)
+    alive[0], alive[1] = False, True
+    w[~alive] = 0
+    rho = obs.greedy_saliency(F, w, alive, group=group, damping=1e-2)
+    for k in range(len(w)):
+        live = np.flatnonzero(alive[k])
+        if not live.size:
+            assert not rho[k].any()
+            continue
+        alone = obs.greedy_saliency(
+            F[k][np.ix_(live, live)][None],
+            w[k, live][None],
+            np.ones((1, live.size), bool),
+            group=group,
+            damping=1e-2,
+        )
+        np.testing.assert_allclose(rho[k][live[::group] // group], alone[0], rtol=1e-9)
+        assert not rho[k][~alive[k].reshape(-1, group).any(axis=1)].any()
+
+
+def test_greedy_saliency_sees_that_two_weights_stand_in_for_each_other():
+    F = np.array([[[1.0, 0.999, 0.0], [0.999, 1.0, 0.0], [0.0, 0.0, 0.1]]], np.float32)
+    w = np.ones((1, 3), np.float32)
+    alive = np.ones(w.shape, bool)
+    single = obs.group_saliency(F, w, alive, group=1, damping=1e-6)[0]
+    greedy = obs.greedy_saliency(F, w, alive, group=1, damping=1e-6)[0]
+    # Alone, either twin is cheaper than the third weight; the second of them is not.
+    assert single[:2].max() < single[2]
+    assert greedy[:2].min() < greedy[2] < greedy[:2].max()
+
+
 def test_repair_solves_the_constrained_problem():
     F, w = random_blocks(20, 8, seed=3)
     removed = np.random.default_rng(4).random(w.shape) < 0.5

@@ -1,5 +1,7 @@
 """The pass on a small graph with given statistics; sorting and dense solves as oracles."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -10,7 +12,9 @@ from obert_compiler.graph.linear import find_linear_sites
 from obert_compiler.passes.fisher import Fisher
 from obert_compiler.passes.fisher_blocks import BlockLayout
 from obert_compiler.passes.fisher_statistics import FisherStatistics
+from obert_compiler.passes.obs import greedy_saliency
 from obert_compiler.passes.prune import Prune
+from obert_compiler.passes.saliency import group_is_pruned
 from obert_compiler.pipeline.contract import Context
 from obert_compiler.pipeline.registry import passes_from_text
 
@@ -104,7 +108,7 @@ def test_fisher_removes_the_lowest_saliencies_and_repairs_jointly(tmp_path, grou
     graph = mlp()
     before = weights(graph)
     context = context_with_fisher(graph, tmp_path)
-    result = run(graph, Prune(sparsity=0.6, block=group, repair="fisher"), context)
+    result = run(graph, Prune(sparsity=0.6, block=group, choice="single", repair="fisher"), context)
     after = weights(graph)
     np.testing.assert_array_equal(after["head"], before["head"])
     oracles = {
@@ -133,6 +137,50 @@ def test_fisher_removes_the_lowest_saliencies_and_repairs_jointly(tmp_path, grou
                 expected[row, part] -= inverse[:, S] @ np.linalg.inv(inverse[np.ix_(S, S)]) @ w_S
         expected[removed[name]] = 0
         np.testing.assert_allclose(after[name], expected, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("choice", ["auto", "greedy", "cumulative"])
+def test_greedy_choice_takes_groups_at_their_turn(tmp_path, choice):
+    graph = mlp()
+    before = weights(graph)
+    context = context_with_fisher(graph, tmp_path)
+    statistics = context.statistics["fisher"]
+    pruner = Prune(sparsity=0.6, block=2, choice=choice)
+    ranked = []
+    for name in ("first", "second"):
+        layout = statistics.layouts[name]
+        damping = pruner.damping * statistics.mean_square
+        rho = greedy_saliency(
+            statistics.blocks(name),
+            layout.cut(before[name]),
+            layout.cut(before[name] != 0),
+            group=2,
+            damping=damping,
+            cumulative=choice == "cumulative",
+        ).astype(np.float32)
+        rho = rho.reshape(layout.rows, -1)[:, : layout.columns // 2]
+        ranked += [(value, name, o, g) for (o, g), value in np.ndenumerate(rho)]
+    chosen = {(name, o, g) for _, name, o, g in sorted(ranked)[: int(len(ranked) * 6 // 10)]}
+    result = run(graph, replace(pruner, repair="fisher"), context)
+    assert result.report["choice"] == ("greedy" if choice == "auto" else choice)
+    for name in ("first", "second"):
+        pruned = group_is_pruned(weights(graph)[name], 2)
+        assert {(name, int(o), int(g)) for o, g in np.argwhere(pruned)} == {
+            key for key in chosen if key[0] == name
+        }
+
+
+def test_the_published_update_takes_the_published_choice():
+    assert Prune(repair="sum").chosen_by == "single"
+    assert Prune(repair="sum", choice="greedy").chosen_by == "greedy"
+    with pytest.raises(UsageError, match="expected method=fisher for choice=greedy"):
+        Prune(method="magnitude", choice="greedy")
+
+
+def test_n_of_m_has_no_order_of_its_own():
+    assert Prune(nm="2of4").chosen_by == "single"
+    with pytest.raises(UsageError, match="expected choice=single beside nm=2of4"):
+        Prune(nm="2of4", choice="greedy")
 
 
 def test_magnitude_removes_the_smallest_norms_and_moves_nothing():

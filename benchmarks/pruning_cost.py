@@ -27,6 +27,7 @@ from obert_compiler.backends.torch.module import to_module
 from obert_compiler.passes.fisher import Fisher
 from obert_compiler.passes.fisher_matrix import FisherMatrix
 from obert_compiler.passes.layerwise_repair import LayerwiseRepair
+from obert_compiler.passes.prune import Prune
 from obert_compiler.passes.site_selection import select_sites
 from obert_compiler.pipeline.contract import Context, SilentProgress
 from obert_compiler.runtime.cpu import cpu_name
@@ -96,7 +97,7 @@ def main() -> None:
             for site in sites:
                 F, layout = statistics.blocks(site.name), statistics.layouts[site.name]
                 FisherMatrix(F, layout, 1e-2 * statistics.mean_square).saliency(
-                    site.weight(), _GROUP
+                    site.weight(), _GROUP, Prune().chosen_by
                 )
 
         solved = processor_seconds(solve)

@@ -37,6 +37,7 @@ METHODS = {
     "oBERT, greedy": "repair=fisher:choice=cumulative:absolute_damping=1e-7",
     "A": f"{PLAIN}steps=1:{_AS_TRIED}",
     "B": f"{PLAIN}steps=0.5+0.7+0.8+0.85+0.9:{_AS_TRIED}",
+    "single choice, one step": "choice=single:steps=1",
     "single choice": "choice=single",
     "cumulative choice": "choice=cumulative",
     "default, one step": "steps=1",

@@ -103,11 +103,8 @@ def group_saliency(
 
     def solve(part: slice) -> Float64Array:
         kept = alive[part]
-        inverse = np.linalg.inv(_masked(F[part], kept, damping, part.start, where))
-        within = inverse[:, groups[:, :, None], groups[:, None, :]]
-        values = np.where(kept, w[part], 0.0).astype(np.float64).reshape(-1, size // group, group)
-        rho: Float64Array = 0.5 * np.einsum("kgi,kgi->kg", values, _solved(within, values))
-        return rho
+        inverse = _inverse(_masked(F[part], kept, damping, part.start, where)[1])
+        return _group_costs(inverse, np.where(kept, w[part], 0.0).astype(np.float64), groups)
 
     return np.maximum(_over_chunks(solve, F.shape[0], size), 0.0)
 
@@ -158,15 +155,14 @@ def greedy_saliency(
 
     def solve(part: slice) -> Float64Array:
         kept = alive[part]
-        inverse = np.linalg.inv(_masked(F[part], kept, damping, part.start, where))
+        inverse = _inverse(_masked(F[part], kept, damping, part.start, where)[1])
         left = np.where(kept, w[part], 0.0).astype(np.float64)
         waiting = kept.reshape(-1, count, group).any(axis=2)
         blocks = np.arange(len(kept))
         score, total = np.zeros(waiting.shape), np.zeros(len(kept))
-        for _ in range(int(waiting.sum(axis=1).max(initial=0))):
-            within = inverse[:, groups[:, :, None], groups[:, None, :]]
-            values = left.reshape(-1, count, group)
-            rho = 0.5 * np.einsum("kgi,kgi->kg", values, _solved(within, values))
+        turns = int(waiting.sum(axis=1).max(initial=0))
+        for turn in range(turns):
+            rho = _group_costs(inverse, left, groups)
             rho = np.where(waiting, np.maximum(rho, 0.0), np.inf)
             first = rho.argmin(axis=1)
             on = np.flatnonzero(waiting[blocks, first])
@@ -175,7 +171,8 @@ def greedy_saliency(
             total[on] = total[on] + increase if cumulative else np.maximum(total[on], increase)
             score[on, chosen] = total[on]
             waiting[on, chosen] = False
-            _take_out(inverse, left, on, groups[chosen])
+            if turn + 1 < turns:
+                _take_out(inverse, left, on, groups[chosen])
         return score
 
     return _over_chunks(solve, F.shape[0], size)
@@ -224,7 +221,7 @@ def joint_repair(
         matrices = F[blocks].astype(np.float64)
         removed_w = np.where(lost, repaired[blocks], 0.0)
         rhs = np.einsum("kij,kj->ki", matrices, removed_w) * kept
-        masked = _masked(matrices, kept, damping, blocks, where)
+        masked, _ = _masked(matrices, kept, damping, blocks, where)
         delta = np.linalg.solve(masked, rhs[..., None])[..., 0] * kept - removed_w
         loss = quadratic_loss(matrices, delta, damping)
         return np.concatenate([delta, loss[:, None]], axis=1)
@@ -274,8 +271,8 @@ def sum_of_updates(
 
     def solve(part: slice) -> Float64Array:
         kept, lost = alive[part], removed[part] & alive[part]
-        masked = _masked(F[part], kept, damping, part.start, where)
-        inverse = np.linalg.inv(masked)
+        masked, factor = _masked(F[part], kept, damping, part.start, where)
+        inverse = _inverse(factor)
         delta = np.zeros(kept.shape)
         for start in range(0, size, group):
             Q = slice(start, start + group)
@@ -298,11 +295,26 @@ def quadratic_loss(F: FloatArray, delta: FloatArray, damping: float) -> Float64A
     return loss
 
 
-def _solved(matrices: Float64Array, values: Float64Array) -> Float64Array:
-    """``matrices^-1 values`` for ``[..., n, n]`` and ``[..., n]``."""
-    if values.shape[-1] == 1:
-        return np.asarray(values / matrices[..., 0])
-    return np.asarray(np.linalg.solve(matrices, values[..., None])[..., 0])
+def _group_costs(
+    inverse: Float64Array, w: Float64Array, groups: npt.NDArray[np.intp]
+) -> Float64Array:
+    """``1/2 w_Q^T ([F^-1]_QQ)^-1 w_Q`` of blocks ``[k, B, B]``, ``[k, B]`` and their groups.
+
+    Elimination on all groups of all blocks at once, entry by entry: LAPACK has a price by call that
+    is above that of a system of 4.
+    """
+    size = groups.shape[1]
+    v = [w[:, groups[:, i]] for i in range(size)]
+    M = [[inverse[:, groups[:, i], groups[:, j]] for j in range(i + 1)] for i in range(size)]
+    total = np.zeros(v[0].shape)
+    for j in range(size):
+        total += v[j] * v[j] / M[j][j]
+        for i in range(j + 1, size):
+            ratio = M[i][j] / M[j][j]
+            v[i] -= ratio * v[j]
+            for n in range(j + 1, i + 1):
+                M[i][n] -= ratio * M[n][j]
+    return 0.5 * total
 
 
 def _take_out(
@@ -328,10 +340,18 @@ def _take_out(
     inverse[rows, Q, Q] = 1.0
 
 
+def _inverse(factor: Float64Array) -> Float64Array:
+    """Inverses of matrices from their Cholesky factors; NumPy has no routine for it."""
+    import torch
+
+    inverse: Float64Array = torch.cholesky_inverse(torch.from_numpy(factor)).numpy()
+    return inverse
+
+
 def _masked(
     F: FloatArray, kept: BoolArray, damping: float, blocks: int | npt.NDArray[np.intp], where: str
-) -> Float64Array:
-    """Damped float64 copies of ``F``, identity outside ``kept``, checked positive definite.
+) -> tuple[Float64Array, Float64Array]:
+    """Damped float64 copies of ``F``, identity outside ``kept``, and their Cholesky factors.
 
     ``blocks`` is the number of the first block, or the number of each.
     """
@@ -341,8 +361,7 @@ def _masked(
     finite = np.isfinite(masked).all(axis=(1, 2))
     try:
         if finite.all():
-            np.linalg.cholesky(masked)
-            return masked
+            return masked, np.linalg.cholesky(masked)
     except np.linalg.LinAlgError:
         lowest = np.linalg.eigvalsh(masked)[:, 0]
         worst = int(np.argmin(lowest))

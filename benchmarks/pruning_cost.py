@@ -97,7 +97,7 @@ def main() -> None:
             for site in sites:
                 F, layout = statistics.blocks(site.name), statistics.layouts[site.name]
                 FisherMatrix(F, layout, 1e-2 * statistics.mean_square).saliency(
-                    site.weight(), _GROUP, Prune().chosen_by
+                    site.weight(), _GROUP, Prune.choice
                 )
 
         solved = processor_seconds(solve)

@@ -29,19 +29,20 @@ __all__ = ["METHODS", "pruned_at"]
 
 PUBLISHED = "published"
 PLAIN = "plain:"
-_AS_TRIED = "choice=single:repair_samples=768:absolute_damping=1e-7"
+_AS_TRIED = "repair_samples=768:absolute_damping=1e-7"
 METHODS = {
     "magnitude": "method=magnitude",
     "oBERT, as published": PUBLISHED,
-    "oBERT, joint": "repair=fisher:choice=single:absolute_damping=1e-7",
-    "oBERT, greedy": "repair=fisher:choice=cumulative:absolute_damping=1e-7",
+    "oBERT, joint": "repair=fisher:absolute_damping=1e-7",
+    "oBERT, greedy": "repair=fisher:choice=greedy:absolute_damping=1e-7",
     "A": f"{PLAIN}steps=1:{_AS_TRIED}",
     "B": f"{PLAIN}steps=0.5+0.7+0.8+0.85+0.9:{_AS_TRIED}",
-    "single choice, one step": "choice=single:steps=1",
-    "single choice": "choice=single",
-    "cumulative choice": "choice=cumulative",
     "default, one step": "steps=1",
+    "greedy, one step": "choice=greedy:steps=1",
+    "cumulative, one step": "choice=cumulative:steps=1",
     "default": "",
+    "greedy": "choice=greedy",
+    "cumulative": "choice=cumulative",
 }
 """Of oBERT: Fisher blocks of 32, 1,024 gradients of one example each, damping 1e-7. A and B repair
 each matrix towards its own dense output from 768 examples, ridge 1e-3 towards zero, bias by means;

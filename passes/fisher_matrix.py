@@ -16,7 +16,7 @@ __all__ = ["Choice", "FisherMatrix"]
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
-Choice = Literal["greedy", "cumulative", "single"]
+Choice = Literal["single", "greedy", "cumulative"]
 
 
 @dataclass(frozen=True)

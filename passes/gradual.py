@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from obert_compiler.errors import UsageError
 from obert_compiler.graph.graph import Graph, Stage
 from obert_compiler.passes.finetune import Finetune
+from obert_compiler.passes.fisher_matrix import Choice
 from obert_compiler.passes.gradual_schedule import (
     Stretch,
     StretchRate,
@@ -119,7 +120,7 @@ class Gradual(TrainingOptions):
     exclude: tuple[str, ...] = ()
     damping: float = 2e-2
     absolute_damping: float | None = None
-    choice: Literal["auto", "greedy", "cumulative", "single"] = "auto"
+    choice: Choice = "single"
     repair: Literal["auto", "rows", "fisher", "sum", "none"] = "auto"
     samples: int = 1024
     repair_samples: int = 4096

@@ -157,7 +157,7 @@ def greedy_saliency(
         kept = alive[part]
         inverse = _inverse(_masked(F[part], kept, damping, part.start, where)[1])
         left = np.where(kept, w[part], 0.0).astype(np.float64)
-        waiting = kept.reshape(-1, count, group).any(axis=2)
+        waiting: BoolArray = np.asarray(kept.reshape(-1, count, group).any(axis=2))
         blocks = np.arange(len(kept))
         score, total = np.zeros(waiting.shape), np.zeros(len(kept))
         turns = int(waiting.sum(axis=1).max(initial=0))
@@ -361,7 +361,7 @@ def _masked(
     finite = np.isfinite(masked).all(axis=(1, 2))
     try:
         if finite.all():
-            return masked, np.linalg.cholesky(masked)
+            return masked, np.asarray(np.linalg.cholesky(masked), np.float64)
     except np.linalg.LinAlgError:
         lowest = np.linalg.eigvalsh(masked)[:, 0]
         worst = int(np.argmin(lowest))

@@ -74,11 +74,10 @@ class Prune(Pass):
             as the largest whole number of groups. 0.5 when neither it nor ``nm`` is given.
         block: weights per group, consecutive inputs of one output; 1 is unstructured.
         method: how groups are ranked: ``fisher`` (second-order information) or ``magnitude``.
-        choice: which groups of a Fisher block go together: ``greedy`` (one after another, the
-            others repaired in between; a group counts with the largest increase of the loss up to
-            its turn), ``cumulative`` (with the sum of the increases), ``single`` (with what it
-            costs alone, as published); ``auto`` takes ``single`` for ``repair=sum`` and N:M, and
-            else ``greedy``.
+        choice: what a group counts with: ``single`` (what it costs alone, as published),
+            ``greedy`` (the groups of a Fisher block go one after another, the others repaired in
+            between; the largest increase of the loss up to its turn), ``cumulative`` (the sum of
+            the increases). ``greedy`` pays with ``steps=1``.
         repair: how the remaining weights make up for the removed ones: ``rows`` (least squares over
             whole rows, layer by layer, needs data), ``fisher`` (inside Fisher blocks), ``sum``
             (there, as published: the updates of the groups added up), ``none``; ``auto`` takes
@@ -122,7 +121,7 @@ class Prune(Pass):
     exclude: tuple[str, ...] = ()
     damping: float = 2e-2
     absolute_damping: float | None = None
-    choice: Literal["auto", "greedy", "cumulative", "single"] = "auto"
+    choice: Choice = "single"
     repair: Literal["auto", "rows", "fisher", "sum", "none"] = "auto"
     steps: tuple[str, ...] = ("0.5", "0.7", "0.8", "0.85", "0.9", "0.95")
     samples: int = 1024
@@ -133,14 +132,14 @@ class Prune(Pass):
 
     def __post_init__(self) -> None:
         check_one_of("method", self.method, "fisher", "magnitude")
-        check_one_of("choice", self.choice, "auto", "greedy", "cumulative", "single")
+        check_one_of("choice", self.choice, "single", "greedy", "cumulative")
         check_one_of("repair", self.repair, "auto", "rows", "fisher", "sum", "none")
         check_one_of("scope", self.scope, "global", "uniform")
         if self.repair in {"fisher", "sum"} and self.method != "fisher":
             raise UsageError(
                 f"prune: expected method=fisher for repair={self.repair}, found magnitude"
             )
-        if self.choice != "auto" and self.method != "fisher":
+        if self.choice != "single" and self.method != "fisher":
             raise UsageError(
                 f"prune: expected method=fisher for choice={self.choice}, found magnitude"
             )
@@ -158,7 +157,7 @@ class Prune(Pass):
             self._check_nm(*read_nm(self.nm))
 
     def _check_nm(self, n: int, m: int) -> None:
-        if self.chosen_by != "single":
+        if self.choice != "single":
             raise UsageError(
                 f"prune: expected choice=single beside nm={self.nm}, which has no order across its "
                 f"groups, found {self.choice}"
@@ -190,13 +189,6 @@ class Prune(Pass):
             n, m = read_nm(self.nm)
             return 1 - n / m
         return _DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
-
-    @property
-    def chosen_by(self) -> Choice:
-        """`choice`, with ``auto`` resolved."""
-        if self.choice == "auto":
-            return "single" if self.repair == "sum" or self.nm is not None else "greedy"
-        return self.choice
 
     @property
     def repaired_by(self) -> Literal["rows", "fisher", "sum", "none"]:
@@ -316,7 +308,7 @@ class Prune(Pass):
             "groups_removed": removed,
             "group": self.group,
             "method": self.method,
-            "choice": self.chosen_by if self.method == "fisher" else None,
+            "choice": self.choice if self.method == "fisher" else None,
             "repair": self.repaired_by,
             "steps": steps,
             "predicted_loss_increase": _total(sites, "predicted_loss_increase"),
@@ -385,7 +377,7 @@ class Prune(Pass):
                 "model before compressing it"
             )
         if self.method == "fisher":
-            rho = self._fisher_of(site, context).saliency(W, self.group, self.chosen_by)
+            rho = self._fisher_of(site, context).saliency(W, self.group, self.choice)
         else:
             rho = magnitude_saliency(W, self.group)
         if not np.isfinite(rho).all():

@@ -108,7 +108,7 @@ def test_fisher_removes_the_lowest_saliencies_and_repairs_jointly(tmp_path, grou
     graph = mlp()
     before = weights(graph)
     context = context_with_fisher(graph, tmp_path)
-    result = run(graph, Prune(sparsity=0.6, block=group, choice="single", repair="fisher"), context)
+    result = run(graph, Prune(sparsity=0.6, block=group, repair="fisher"), context)
     after = weights(graph)
     np.testing.assert_array_equal(after["head"], before["head"])
     oracles = {
@@ -139,7 +139,7 @@ def test_fisher_removes_the_lowest_saliencies_and_repairs_jointly(tmp_path, grou
         np.testing.assert_allclose(after[name], expected, rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("choice", ["auto", "greedy", "cumulative"])
+@pytest.mark.parametrize("choice", ["greedy", "cumulative"])
 def test_greedy_choice_takes_groups_at_their_turn(tmp_path, choice):
     graph = mlp()
     before = weights(graph)
@@ -162,7 +162,7 @@ def test_greedy_choice_takes_groups_at_their_turn(tmp_path, choice):
         ranked += [(value, name, o, g) for (o, g), value in np.ndenumerate(rho)]
     chosen = {(name, o, g) for _, name, o, g in sorted(ranked)[: int(len(ranked) * 6 // 10)]}
     result = run(graph, replace(pruner, repair="fisher"), context)
-    assert result.report["choice"] == ("greedy" if choice == "auto" else choice)
+    assert result.report["choice"] == choice
     for name in ("first", "second"):
         pruned = group_is_pruned(weights(graph)[name], 2)
         assert {(name, int(o), int(g)) for o, g in np.argwhere(pruned)} == {
@@ -170,15 +170,12 @@ def test_greedy_choice_takes_groups_at_their_turn(tmp_path, choice):
         }
 
 
-def test_the_published_update_takes_the_published_choice():
-    assert Prune(repair="sum").chosen_by == "single"
-    assert Prune(repair="sum", choice="greedy").chosen_by == "greedy"
+def test_magnitudes_have_no_turns():
     with pytest.raises(UsageError, match="expected method=fisher for choice=greedy"):
         Prune(method="magnitude", choice="greedy")
 
 
 def test_n_of_m_has_no_order_of_its_own():
-    assert Prune(nm="2of4").chosen_by == "single"
     with pytest.raises(UsageError, match="expected choice=single beside nm=2of4"):
         Prune(nm="2of4", choice="greedy")
 

@@ -84,8 +84,8 @@ def main() -> None:
             levels = results.missing(method, seed, options.sparsity)
             start = time.perf_counter()
             for level, pruned in pruned_at(graph, method, context, levels) if levels else ():
-                folder = options.keep and options.keep / f"{name}-{method}-{seed}-{level:g}"
-                value = measured(pruned, held_out, folder)
+                kept = options.keep and options.keep / f"{name}-{method}-{seed}-{level:g}"
+                value = measured(pruned, held_out, kept)
                 seconds = time.perf_counter() - start
                 results.add(method, seed, level, value, seconds)
                 print(f"seed {seed}  {method:24} {level:4.0%}  {value:.4f}  {seconds:.0f} s")

@@ -277,7 +277,11 @@ def _data(
         limit = recipe.samples or max([_SAMPLES, *asked])
         if recipe.samples is None and any(s.run.reads_all_data for s in steps):
             limit = None
-        return _open(recipe, recipe.data, graph, task, limit)
+        data = _open(recipe, recipe.data, graph, task, limit)
+        remark = task and task.remark_on(data.examples)
+        if remark:
+            told.say(f"data '{recipe.data}': {remark}")
+        return data
     tokenizer = _tokenizer(recipe, graph)
     if task is None or tokenizer is None:
         raise UsageError(

@@ -106,6 +106,11 @@ class Task(ABC):
             DataError: a column is missing, or a label does not fit; names file and row.
         """
 
+    def remark_on(self, examples: Sequence[Example]) -> str | None:
+        """What a user should know of examples to compress with; None when there is nothing."""
+        del examples
+        return None
+
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> Batch:
         """Stack and pad examples."""
         return collate(examples, pad_token_id)

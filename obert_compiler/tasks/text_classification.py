@@ -109,6 +109,18 @@ class TextClassification(Task):
             examples.append(Example(inputs, labels, index, target))
         return examples
 
+    def remark_on(self, examples: Sequence[Example]) -> str | None:
+        """That most classes are missing, as in the first rows of a file that is sorted by label."""
+        found = {e.target for e in examples}
+        if self.labels is None or self.regression or None in found:
+            return None
+        if 2 * len(found) > len(self.labels) or len(examples) < len(self.labels):
+            return None
+        return (
+            f"only {len(found)} of the {len(self.labels)} labels occur in its {len(examples)} "
+            "examples; rows of all labels, in any order, compress better"
+        )
+
     def _target(self, rows: Rows, index: int, column: str) -> float | int:
         value, where = rows[index].get(column), rows.where(index)
         if not self.regression:

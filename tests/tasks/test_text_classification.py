@@ -45,6 +45,25 @@ def test_labels_of_a_number_are_floats(tokenizer: Tokenizer) -> None:
     assert examples[0].labels["labels"].dtype == np.float32
 
 
+def test_remark_where_most_labels_are_missing(tokenizer: Tokenizer) -> None:
+    task = TextClassification(tuple("abcde"))
+
+    def remark(*labels: str) -> str | None:
+        rows: list[Row] = [{"text": "a film", "label": label} for label in labels]
+        return task.remark_on(task.encode(rows, tokenizer, 16))
+
+    assert remark("a", "a", "b", "b", "b") == (
+        "only 2 of the 5 labels occur in its 5 examples; "
+        "rows of all labels, in any order, compress better"
+    )
+    assert remark("a", "b", "c", "c", "c") is None
+    # Fewer examples than labels cannot have them all.
+    assert remark("a", "a", "b", "b") is None
+    assert task.remark_on(task.encode([{"text": "a film"}] * 6, tokenizer, 16)) is None
+    numbers: list[Row] = [{"text": "a film", "label": 1.5}] * 3
+    assert NUMBER.remark_on(NUMBER.encode(numbers, tokenizer, 16)) is None
+
+
 def test_rows_without_labels(tokenizer: Tokenizer) -> None:
     (example,) = BINARY.encode([{"sentence": "good film"}], tokenizer, 16)
     assert example.labels is None

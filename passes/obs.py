@@ -102,9 +102,8 @@ def group_saliency(
     groups = np.arange(size).reshape(-1, group)
 
     def solve(part: slice) -> Float64Array:
-        kept = alive[part]
-        inverse = _inverse(_masked(F[part], kept, damping, part.start, where)[1])
-        return _group_costs(inverse, np.where(kept, w[part], 0.0).astype(np.float64), groups)
+        inverse, left = _alive_part(F[part], w[part], alive[part], damping, part.start, where)
+        return _group_costs(inverse, left, groups)
 
     return np.maximum(_over_chunks(solve, F.shape[0], size), 0.0)
 
@@ -155,8 +154,7 @@ def greedy_saliency(
 
     def solve(part: slice) -> Float64Array:
         kept = alive[part]
-        inverse = _inverse(_masked(F[part], kept, damping, part.start, where)[1])
-        left = np.where(kept, w[part], 0.0).astype(np.float64)
+        inverse, left = _alive_part(F[part], w[part], kept, damping, part.start, where)
         waiting: BoolArray = np.asarray(kept.reshape(-1, count, group).any(axis=2))
         blocks = np.arange(len(kept))
         score, total = np.zeros(waiting.shape), np.zeros(len(kept))
@@ -338,6 +336,14 @@ def _take_out(
     inverse[rows, Q] = 0.0
     inverse[rows, :, Q] = 0.0
     inverse[rows, Q, Q] = 1.0
+
+
+def _alive_part(
+    F: FloatArray, w: FloatArray, alive: BoolArray, damping: float, first: int, where: str
+) -> tuple[Float64Array, Float64Array]:
+    """Inverses of damped blocks, the identity outside ``alive``, and weights that are 0 there."""
+    _, factor = _masked(F, alive, damping, first, where)
+    return _inverse(factor), np.where(alive, w, 0.0).astype(np.float64)
 
 
 def _inverse(factor: Float64Array) -> Float64Array:

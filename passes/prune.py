@@ -77,7 +77,7 @@ class Prune(Pass):
         choice: what a group counts with: ``single`` (what it costs alone, as published),
             ``greedy`` (the groups of a Fisher block go one after another, the others repaired in
             between; the largest increase of the loss up to its turn), ``cumulative`` (the sum of
-            the increases). ``greedy`` pays with ``steps=1``.
+            the increases); with ``steps=1`` they may pay, in steps they do not.
         repair: how the remaining weights make up for the removed ones: ``rows`` (least squares over
             whole rows, layer by layer, needs data), ``fisher`` (inside Fisher blocks), ``sum``
             (there, as published: the updates of the groups added up), ``none``; ``auto`` takes

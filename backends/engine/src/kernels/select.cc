@@ -31,16 +31,12 @@ struct Leaf {
 struct Entry {
   const Kernels* table;
   uint32_t needs;
-  bool by_name_only = false;
 };
-
-// The line that lets `amx` be chosen like any other.
-constexpr bool kAmxByNameOnly = true;
 
 // Best first. A table the library was not built with is left out by its macro.
 const Entry kEntries[] = {
 #ifdef OBERT_HAVE_AMX
-    {&kAmxKernels, kIsaAmxInt8 | kIsaAvx512Vnni, kAmxByNameOnly},
+    {&kAmxKernels, kIsaAmxInt8 | kIsaAvx512Vnni},
 #endif
 #ifdef OBERT_HAVE_AVX512VNNI
     {&kAvx512VnniKernels, kIsaAvx512Vnni},
@@ -96,7 +92,8 @@ uint32_t detect_isa(const char* only) {
     bits |= kIsaAvx512Vnni;
   if (Leaf(7, 1).eax & 1u << 4) bits |= kIsaAvxVnni;
 #if defined(OBERT_HAVE_AMX) && defined(__linux__)
-  if ((named(only) ? !std::strcmp(only, "amx") : !kAmxByNameOnly) && may_use_tiles()) bits |= kIsaAmxInt8;
+  // Asking has an effect on the whole process: only where tiles may be chosen.
+  if ((!named(only) || !std::strcmp(only, "amx")) && may_use_tiles()) bits |= kIsaAmxInt8;
 #endif
 #elif defined(__aarch64__) && defined(__linux__)
   if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) bits |= kIsaNeonDot;
@@ -114,7 +111,7 @@ size_t select_kernels(uint32_t isa, const char* only, const Kernels** tables) {
   size_t count = 0;
   for (const Entry& e : kEntries) {
     if ((e.needs & isa) != e.needs) continue;
-    if (named(only) ? std::strcmp(only, e.table->name) != 0 : e.by_name_only) continue;
+    if (named(only) && std::strcmp(only, e.table->name) != 0) continue;
     tables[count++] = e.table;
   }
   return count;

@@ -10,14 +10,9 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from obert_compiler import Graph
-from obert_compiler.passes.fisher_matrix import FisherMatrix
 from obert_compiler.passes.layerwise_repair import LayerwiseRepair
 from obert_compiler.passes.prune import Prune
-from obert_compiler.passes.site_selection import select_sites
-from obert_compiler.passes.sparsity_allocation import choose_lowest, groups_to_remove
 from obert_compiler.pipeline.contract import Context, Pass
 from obert_compiler.pipeline.registry import passes_from_text
 
@@ -27,12 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "pruned_at"]
 
-PUBLISHED = "published"
 PLAIN = "plain:"
 _AS_TRIED = "repair_samples=768:absolute_damping=1e-7"
 METHODS = {
     "magnitude": "method=magnitude",
-    "oBERT, as published": PUBLISHED,
+    "oBERT, as published": "repair=sum:absolute_damping=1e-7",
     "oBERT, joint": "repair=fisher:absolute_damping=1e-7",
     "oBERT, greedy": "repair=fisher:choice=greedy:absolute_damping=1e-7",
     "A": f"{PLAIN}steps=1:{_AS_TRIED}",
@@ -47,7 +41,6 @@ METHODS = {
 """Of oBERT: Fisher blocks of 32, 1,024 gradients of one example each, damping 1e-7. A and B repair
 each matrix towards its own dense output from 768 examples, ridge 1e-3 towards zero, bias by means;
 A chooses once, B in steps."""
-_GROUP = 4
 
 
 class PlainPrune(Prune):
@@ -66,9 +59,6 @@ def pruned_at(
     A method in steps passes lower levels on its way, with the same result as if they were the goal.
     """
     text = METHODS.get(method, method)
-    if text == PUBLISHED:
-        yield from ((level, published(graph, context, level)) for level in levels)
-        return
     prune, after = _passes(text)
     waiting = list(levels)
     while waiting:
@@ -99,35 +89,3 @@ def _followed(graph: Graph, after: list[Pass], context: Context) -> Graph:
     for step in after:
         graph = step.run(graph, context).graph
     return graph
-
-
-def published(graph: Graph, context: Context, sparsity: float) -> Graph:
-    """oBERT's own one-shot: the updates of all removed groups added up (equation 5 of the paper).
-
-    Fisher blocks of 32, damping 1e-7. The groups that were removed are set to zero at the end.
-    """
-    graph = graph.copy()
-    fisher = context.statistics["fisher"]
-    sites, _ = select_sites(graph)
-    matrices = [FisherMatrix(fisher.blocks(s.name), fisher.layouts[s.name], 1e-7) for s in sites]
-    saliencies = [m.saliency(s.weight(), _GROUP) for m, s in zip(matrices, sites, strict=True)]
-    count = groups_to_remove(sum(s.size for s in saliencies), sparsity)
-    for site, matrix, chosen in zip(sites, matrices, choose_lowest(saliencies, count), strict=True):
-        site.set_weight(sum_of_updates(matrix, site.weight(), np.repeat(chosen, _GROUP, axis=1)))
-    return graph
-
-
-def sum_of_updates(matrix: FisherMatrix, W: np.ndarray, removed: np.ndarray) -> np.ndarray:
-    """``w - sum_Q F^-1[:, Q] ([F^-1]_QQ)^-1 w_Q`` over the removed groups ``Q`` of each block."""
-    size = matrix.layout.block
-    F = matrix.F.astype(np.float64) + matrix.damping * np.eye(size)
-    inverse = np.linalg.inv(F)
-    w = matrix.layout.cut(W).astype(np.float64)
-    lost = matrix.layout.cut(removed)
-    update = np.zeros_like(w)
-    for start in range(0, size, _GROUP):
-        Q = slice(start, start + _GROUP)
-        w_Q = np.where(lost[:, Q], w[:, Q], 0.0)[..., None]
-        update -= (inverse[:, :, Q] @ np.linalg.solve(inverse[:, Q, Q], w_Q))[..., 0]
-    pruned = matrix.layout.join(np.where(lost, 0.0, w + update))
-    return pruned.astype(np.float32)

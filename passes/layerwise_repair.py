@@ -11,7 +11,7 @@ pruned run goes on with the new weights: the error of earlier layers is an input
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,6 @@ __all__ = ["LayerwiseRepair"]
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
-Rounding = Callable[[str, Float64Array, Float64Array, BoolArray], Float64Array]
 
 
 @dataclass
@@ -55,8 +54,6 @@ class LayerwiseRepair:
         plain: each matrix aims at its own dense output and not at the sum it is added to, moments
             are not centred, the ridge pulls to zero and the bias follows by the means: the
             least squares that docs/pruning.md compares with.
-        rounding: given name, ``H``, solution ``[out, in]`` and mask of a site, the weights that it
-            gets instead.
         constant: sites whose input does not vary; their kept weights are the dense ones.
     """
 
@@ -69,7 +66,6 @@ class LayerwiseRepair:
     positions: dict[str, int] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
     plain: bool = False
-    rounding: Rounding | None = None
     _feeds: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -128,7 +124,6 @@ class LayerwiseRepair:
         if bias is not None and target.moments.constant:
             self.constant.append(site.name)
             self.operations[site.name] = 0
-            H = np.eye(W.shape[1])
             repaired = np.where(kept, W, 0.0).astype(np.float64)
         else:
             H, T = target.system(site.name)
@@ -142,8 +137,6 @@ class LayerwiseRepair:
             for rank, rows in enumerate(self.processes.gather(part)):
                 repaired[rank :: self.processes.count] = rows
             self.operations[site.name] = solve_operations(kept)
-        if self.rounding is not None:
-            repaired = self.rounding(site.name, H, repaired, kept)
         site.set_weight(repaired.astype(np.float32))
         if bias is not None:
             mean, mean_output = target.means(site.name)

@@ -219,8 +219,8 @@ def joint_repair(
         matrices = F[blocks].astype(np.float64)
         removed_w = np.where(lost, repaired[blocks], 0.0)
         rhs = np.einsum("kij,kj->ki", matrices, removed_w) * kept
-        masked, _ = _masked(matrices, kept, damping, blocks, where)
-        delta = np.linalg.solve(masked, rhs[..., None])[..., 0] * kept - removed_w
+        _, factor = _masked(matrices, kept, damping, blocks, where)
+        delta = _solve(factor, rhs) * kept - removed_w
         loss = quadratic_loss(matrices, delta, damping)
         return np.concatenate([delta, loss[:, None]], axis=1)
 
@@ -352,6 +352,15 @@ def _inverse(factor: Float64Array) -> Float64Array:
 
     inverse: Float64Array = torch.cholesky_inverse(torch.from_numpy(factor)).numpy()
     return inverse
+
+
+def _solve(factor: Float64Array, rhs: Float64Array) -> Float64Array:
+    """Solutions ``[k, B]`` from Cholesky factors; NumPy has no routine for it."""
+    import torch
+
+    columns = torch.from_numpy(rhs[..., None])
+    found: Float64Array = torch.cholesky_solve(columns, torch.from_numpy(factor)).numpy()
+    return found[..., 0]
 
 
 def _masked(

@@ -9,8 +9,8 @@ opens every engine and takes turns with them (a call unmeasured, the least of th
 see the same machine and none the threads of the one before. Ratios are against ONNX
 Runtime in float32 with all 12 layers: of the minima and, in brackets, the median of the ratios
 within each turn. Where the two differ much the machine was too busy: measure again. Making the
-models takes half an hour the first time (``--models``, kept), measuring a minute or two for each
-row. What was measured is kept in ``--results`` by processor.
+models takes about two minutes each the first time (``--models``, kept), measuring one to four for
+each row. What was measured is kept in ``--results`` by processor.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         for item in unmatched:
             console.line(f"    {item.name}: {item.reason}")
         console.line()
-    console.line("passes:")
+    console.line(f"passes on this {graph.stage.value} model:")
     for preview in previews:
         console.line(f"    {preview['pass']}: {preview['would']}")
         for skip in preview.get("skips", ()):
@@ -94,6 +94,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def _previews(graph: Graph) -> Iterator[dict[str, Any]]:
     """What each registered pass with its default options would do to ``graph``, or why not."""
+    from obert_compiler.graph.graph import Stage
     from obert_compiler.pipeline.plan import plan
     from obert_compiler.pipeline.registry import PASSES, load, names
 
@@ -102,6 +103,10 @@ def _previews(graph: Graph) -> Iterator[dict[str, Any]]:
         missing = [f.name for f in dataclasses.fields(kind) if _required(f)]
         if missing:
             yield {"pass": name, "runs": None, "would": f"needs {', '.join(missing)}"}
+            continue
+        if graph.stage not in kind.accepts:
+            accepted = " or ".join(s.value for s in Stage if s in kind.accepts)
+            yield {"pass": name, "runs": False, "would": f"not run: takes a {accepted} model"}
             continue
         try:
             steps = plan([kind()], graph)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from obert_compiler.graph import Stage
+
 Obertc = Any
 
 
@@ -52,3 +54,19 @@ def test_a_model_that_is_not_there(obertc: Obertc) -> None:
     ran = obertc("inspect", "nowhere.onnx")
     assert ran.code == 2
     assert "nowhere.onnx" in ran.error()
+
+
+def test_a_packed_model_says_what_passes_take(
+    obertc: Obertc, tiny_graph: Callable[[str, str], Any], tmp_path: Path
+) -> None:
+    import onnx_ir as ir
+
+    graph = tiny_graph("bert", "sequence").copy()
+    graph.advance(Stage.PACKED)
+    file = tmp_path / "model.onnx"
+    ir.save(graph.model, file)
+    ran = obertc("inspect", file, "--json")
+    assert ran.code == 0, ran.err
+    passes = {entry["pass"]: entry for entry in json.loads(ran.out)["passes"]}
+    assert not any(entry["runs"] for entry in passes.values())
+    assert passes["prune"]["would"] == "not run: takes a dense or pruned model"

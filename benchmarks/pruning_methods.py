@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "pruned_at"]
 
 PLAIN = "plain:"
-_AS_TRIED = "repair_samples=768:absolute_damping=1e-7"
+_AS_TRIED = "repair_samples=768:absolute_damping=1e-7:repair_head=false"
 METHODS = {
     "magnitude": "method=magnitude",
     "oBERT, as published": "repair=sum:absolute_damping=1e-7",

@@ -37,6 +37,7 @@ from obert_compiler.graph.layers import (
 from obert_compiler.passes.layer_choice import choose_layers
 from obert_compiler.passes.layerwise_repair import LayerwiseRepair
 from obert_compiler.passes.output_distance import OutputDistance
+from obert_compiler.passes.site_selection import sites_behind
 from obert_compiler.pipeline.contract import Context, Pass, PassResult, Skip
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class DropLayers(Pass):
         choose: which layers ``keep`` keeps: evenly ``spaced`` ones with the first and the last, or
             by ``loss``: one layer after the other goes, each time the one without which the outputs
             lie closest to those of the whole model (needs data).
-        repair: ``rows`` solves for the matrices and biases of the layers that stay, layer by layer,
-            so that they bring out what they did in the whole model (needs data); or ``none``.
+        repair: ``rows`` solves for the matrices and biases of the layers that stay, and of pooler
+            and head behind them, layer by layer, so that they bring out what they did in the whole model (needs data); or ``none``.
         samples: examples for ``choose=loss``.
         repair_samples: examples for ``repair=rows``.
     """
@@ -170,6 +171,7 @@ class DropLayers(Pass):
 
     def _repair(self, graph: Graph, whole: Graph, context: Context) -> list[str]:
         sites = [site for site in prunable_sites(graph)[0] if len(site.nodes) == 1]
+        sites += sites_behind(graph, sites)
         masks = {site.name: np.array(site.weight() != 0) for site in sites}
         data = self._data(context, self.repair_samples)
         LayerwiseRepair(whole, data, _RIDGE, _HELD_BYTES).repair(graph, masks, context.progress)

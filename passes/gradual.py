@@ -58,6 +58,7 @@ _OF_PRUNE = (
     "repair_samples",
     "repair_positions",
     "repair_damping",
+    "repair_head",
     "memory",
 )
 """Options that ``prune`` gets as they are."""
@@ -96,6 +97,7 @@ class Gradual(TrainingOptions):
         repair_samples: as in ``prune``.
         repair_positions: as in ``prune``.
         repair_damping: as in ``prune``.
+        repair_head: as in ``prune``.
         memory: as in ``prune``.
     """
 
@@ -126,6 +128,7 @@ class Gradual(TrainingOptions):
     repair_samples: int = 4096
     repair_positions: int = 16
     repair_damping: float = 1e-3
+    repair_head: bool = True
     memory: float = 4.0
 
     def __post_init__(self) -> None:

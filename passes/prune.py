@@ -35,7 +35,7 @@ from obert_compiler.passes.prune_options import (
     read_override,
 )
 from obert_compiler.passes.saliency import group_is_pruned, magnitude_saliency
-from obert_compiler.passes.site_selection import matching, select_sites
+from obert_compiler.passes.site_selection import matching, select_sites, sites_behind
 from obert_compiler.passes.sparsity_allocation import (
     choose_lowest,
     choose_n_of_m,
@@ -102,6 +102,8 @@ class Prune(Pass):
             ``repair=rows``; no more examples are taken than have them.
         repair_damping: ridge of ``repair=rows`` towards the dense weights, as a share of the mean
             diagonal of ``X^T X`` of each site.
+        repair_head: with ``repair=rows``, bring pooler and head, which keep all their weights, to
+            the outputs of the dense ones as well; ``exclude`` leaves them out.
         memory: bound in GB (10^9 bytes) on the activations that ``repair=rows`` keeps between
             layers; the rest goes to temporary files. The moments of a site come on top.
     """
@@ -128,6 +130,7 @@ class Prune(Pass):
     repair_samples: int = 4096
     repair_positions: int = 16
     repair_damping: float = 1e-3
+    repair_head: bool = True
     memory: float = 4.0
 
     def __post_init__(self) -> None:
@@ -286,7 +289,7 @@ class Prune(Pass):
             before = before or [int(np.isneginf(s).sum()) for s in saliencies]
             masks = dict(zip(names, self._choose(names, saliencies, way), strict=True))
             del saliencies
-            figures, left = self._repair(graph, dense, masks, context)
+            figures, head, left = self._repair(graph, dense, masks, context)
             notes = [*skips, *left]
             for site, pruned in zip(sites, before, strict=True):
                 mask = masks[site.name]
@@ -295,7 +298,7 @@ class Prune(Pass):
                     reason = f"already at sparsity {share:.4f}, above its target"
                     notes.append(Skip(site.name, reason))
                 figures[site.name].update(_zeros(site.weight(), self.group))
-            report = self._totals(number + 1, figures)
+            report = self._totals(number + 1, figures) | {"head_repaired": head}
             changed = report["groups_removed"] > sum(before)
             yield PassResult(graph, changed, report, tuple(notes))
 
@@ -414,8 +417,12 @@ class Prune(Pass):
 
     def _repair(
         self, graph: Graph, dense: Graph, masks: dict[str, BoolArray], context: Context
-    ) -> tuple[dict[str, dict[str, Any]], list[Skip]]:
-        """Remove the groups of ``masks`` and repair; figures for the report, and what was not."""
+    ) -> tuple[dict[str, dict[str, Any]], list[str], list[Skip]]:
+        """Remove the groups of ``masks`` and repair.
+
+        Returns:
+            Figures for the report, the sites of the head that were repaired, what was not.
+        """
         by_rows: dict[str, BoolArray] = {}
         figures: dict[str, dict[str, Any]] = {name: {} for name in masks}
         skips: list[Skip] = []
@@ -446,15 +453,19 @@ class Prune(Pass):
         for name, (pruned, found) in context.processes.merge(moved).items():
             figures[name].update(found)
             _set_weight(by_name[name], pruned)
+        head: dict[str, BoolArray] = {}
         if by_rows:
             data = self._data(context, max(mask.shape[1] for mask in by_rows.values()))
+            if self.repair_head:
+                behind = sites_behind(graph, [by_name[n] for n in by_rows], self.exclude)
+                head = {s.name: np.ones(s.shape, bool) for s in behind if s.name not in by_name}
             walk = self.row_repair(dense, data, context.processes)
-            walk.repair(graph, by_rows, context.progress)
+            walk.repair(graph, by_rows | head, context.progress)
             skips += [Skip(name, _CONSTANT) for name in walk.constant]
             for name in by_rows:
                 figures[name]["repair_operations"] = walk.operations[name]
                 figures[name]["repair_positions"] = walk.positions[name]
-        return figures, skips
+        return figures, list(head), skips
 
     def row_repair(self, dense: Graph, data: Batches, processes: Processes) -> LayerwiseRepair:
         """What repairs whole rows; a subclass may take another."""

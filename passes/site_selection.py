@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from obert_compiler.errors import GraphError, UsageError
 from obert_compiler.graph.graph import Graph
-from obert_compiler.graph.layers import prunable_sites
+from obert_compiler.graph.layers import find_encoder_layers, prunable_sites
 from obert_compiler.graph.linear import LinearSite, find_linear_sites
 from obert_compiler.graph.patterns import matches
 from obert_compiler.pipeline.contract import Skip
 
-__all__ = ["matching", "select_sites"]
+__all__ = ["matching", "select_sites", "sites_behind"]
 
 
 def select_sites(
@@ -52,6 +52,37 @@ def select_sites(
             f"({skips[0].subject}: {skips[0].reason}); name sites with include=PATTERN"
         )
     return tuple(chosen), tuple(skips)
+
+
+def sites_behind(
+    graph: Graph, chosen: Sequence[LinearSite], exclude: Sequence[str] = ()
+) -> tuple[LinearSite, ...]:
+    """The sites of pooler and head: outside the encoder layers, behind one of ``chosen``.
+
+    Left out are those that ``exclude`` matches, and those whose weight has other uses too (a
+    decoder that is tied to the embeddings).
+
+    Args:
+        graph: where to look; one without encoder layers has none.
+        chosen: sites of this graph.
+        exclude: patterns of sites.
+    """
+    layers = find_encoder_layers(graph)
+    if not layers.layers:
+        return ()
+    reached = {output for site in chosen for output in site.outputs}
+    for node in graph.model.graph:
+        if not reached.isdisjoint(value for value in node.inputs if value is not None):
+            reached.update(node.outputs)
+    return tuple(
+        site
+        for site in find_linear_sites(graph)
+        if layers.layer_of(site.name) is None
+        and site.inputs[0] in reached
+        and len(site.nodes) == 1
+        and not site.tied
+        and not any(matches(site.name, pattern) for pattern in exclude)
+    )
 
 
 def matching(pattern: str, names: Sequence[str], option: str) -> list[str]:

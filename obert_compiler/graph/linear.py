@@ -76,6 +76,19 @@ class LinearSite:
         rows, columns = _constant_shape(self.weight_value)
         return (columns, rows) if self.stored_transposed else (rows, columns)
 
+    @property
+    def tied(self) -> bool:
+        """Whether anything but these nodes reads the weight, as the table of an embedding may."""
+        value: ir.Value | None = self.weight_value
+        if len(tuple(self.weight_value.uses())) > len(self.nodes):
+            return True
+        while value is not None:
+            node = value.producer()
+            value = None if node is None else node.inputs[0]
+            if value is not None and len(tuple(value.uses())) > 1:
+                return True
+        return False
+
     def weight(self) -> FloatArray:
         """The weight as float32 ``[out, in]``; dequantised and unpacked where it is stored so.
 

@@ -7,8 +7,11 @@ from obert_compiler import PassManager
 from obert_compiler.data.batches import Batches
 from obert_compiler.errors import UsageError
 from obert_compiler.graph.layers import prunable_sites
+from obert_compiler.graph.linear import find_linear_sites
 from obert_compiler.passes.fisher import Fisher
+from obert_compiler.passes.output_distance import OutputDistance
 from obert_compiler.passes.prune import Prune
+from obert_compiler.passes.site_selection import sites_behind
 from obert_compiler.pipeline.contract import Context, SilentProgress
 from obert_compiler.pipeline.registry import passes_from_text
 from obert_compiler.tasks import task_for
@@ -166,3 +169,45 @@ def test_rows_are_repaired_towards_the_graph_that_is_given(tiny_graph, tiny_fold
     larger = [np.linalg.norm(b) > 1.2 * np.linalg.norm(a) for a, b in zip(*kept, strict=True)]
     assert all(larger)
     assert all(np.array_equal(a == 0, b == 0) for a, b in zip(*kept, strict=True))
+
+
+HEAD = {"sequence": ["bert.pooler.dense", "classifier"], "mlm": ["cls.predictions.transform.dense"]}
+
+
+@pytest.mark.parametrize("head", list(HEAD))
+def test_sites_behind_are_those_whose_weight_is_theirs_alone(tiny_graph, head):
+    graph = tiny_graph("bert", head)
+    chosen = prunable_sites(graph)[0]
+    assert [site.name for site in sites_behind(graph, chosen)] == HEAD[head]
+    assert sites_behind(graph, chosen, [HEAD[head][0]]) == sites_behind(graph, chosen)[1:]
+    last = [site for site in chosen if site.name.endswith("2.output.dense")]
+    assert [site.name for site in sites_behind(graph, last)] == HEAD[head]
+
+
+def test_the_head_keeps_its_weights_and_comes_nearer_to_the_dense_outputs(compressed):
+    dense, alone, record, _ = compressed("prune:sparsity=0.8:steps=1:repair_head=false")
+    _, repaired, with_head, _ = compressed("prune:sparsity=0.8:steps=1")
+    assert record["report"]["head_repaired"] == []
+    assert with_head["report"]["head_repaired"] == HEAD["sequence"]
+    assert not set(with_head["report"]["sites"]) & set(HEAD["sequence"])
+    weights = [{s.name: s.weight() for s in find_linear_sites(g)} for g in (dense, alone, repaired)]
+    for name, W in weights[1].items():
+        if name in HEAD["sequence"]:
+            np.testing.assert_array_equal(W, weights[0][name])
+            assert not np.array_equal(W, weights[2][name])
+            assert (weights[2][name] != 0).all()
+        else:
+            np.testing.assert_array_equal(W, weights[2][name])
+    task = task_for(dense.source)
+    data = Batches.open(ROWS, task, dense.source.folder)
+    distance = OutputDistance(dense, data)
+    assert distance(repaired) < 0.5 * distance(alone)
+
+
+def test_an_excluded_head_stays_as_it_was(compressed):
+    dense, pruned, record, _ = compressed("prune:sparsity=0.5:exclude=*pooler*")
+    assert record["report"]["head_repaired"] == ["classifier"]
+    (before,), (after,) = (
+        [s.weight() for s in find_linear_sites(g) if "pooler" in s.name] for g in (dense, pruned)
+    )
+    np.testing.assert_array_equal(before, after)

@@ -31,12 +31,15 @@ METHODS = {
     "oBERT, greedy": "repair=fisher:choice=greedy:absolute_damping=1e-7",
     "A": f"{PLAIN}steps=1:{_AS_TRIED}",
     "B": f"{PLAIN}steps=0.5+0.7+0.8+0.85+0.9:{_AS_TRIED}",
+    "default": "",
     "default, one step": "steps=1",
     "greedy, one step": "choice=greedy:steps=1",
-    "cumulative, one step": "choice=cumulative:steps=1",
-    "default": "",
-    "greedy": "choice=greedy",
-    "cumulative": "choice=cumulative",
+    "without the head": "repair_head=false",
+    "without the head, one step": "repair_head=false:steps=1",
+    "without the head, greedy": "repair_head=false:choice=greedy",
+    "without the head, cumulative": "repair_head=false:choice=cumulative",
+    "without the head, greedy, one step": "repair_head=false:choice=greedy:steps=1",
+    "without the head, cumulative, one step": "repair_head=false:choice=cumulative:steps=1",
 }
 """Of oBERT: Fisher blocks of 32, 1,024 gradients of one example each, damping 1e-7. A and B repair
 each matrix towards its own dense output from 768 examples, ridge 1e-3 towards zero, bias by means;

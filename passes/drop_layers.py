@@ -67,7 +67,8 @@ class DropLayers(Pass):
             by ``loss``: one layer after the other goes, each time the one without which the outputs
             lie closest to those of the whole model (needs data).
         repair: ``rows`` solves for the matrices and biases of the layers that stay, and of pooler
-            and head behind them, layer by layer, so that they bring out what they did in the whole model (needs data); or ``none``.
+            and head behind them, layer by layer, so that they bring out what they did in the whole
+            model (needs data); or ``none``.
         samples: examples for ``choose=loss``.
         repair_samples: examples for ``repair=rows``.
     """

@@ -62,6 +62,16 @@ class ActivationMoments:
         self._sum_x, self._sum_z = over(self._sum_x), over(self._sum_z)
         self.rows = int(over(np.array([float(self.rows)]))[0])
 
+    def add_moments(self, other: ActivationMoments) -> None:
+        """Add the rows that ``other`` has seen."""
+        other._flush()
+        self._flush()
+        self._H += other._H
+        self._C += other._C
+        self._sum_x += other._sum_x
+        self._sum_z += other._sum_z
+        self.rows += other.rows
+
     def second(self, centred: bool) -> tuple[Float64Array, Float64Array]:
         """``H [width, width]`` and ``C [width, target_width]``.
 

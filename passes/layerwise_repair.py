@@ -24,7 +24,7 @@ from obert_compiler.graph.linear import LinearSite, find_linear_sites
 from obert_compiler.passes.activation_moments import ActivationMoments
 from obert_compiler.passes.calibration_run import real_rows
 from obert_compiler.passes.graph_stages import GraphStages, StagedRun, WalkStage, cut_into_stages
-from obert_compiler.passes.row_repair import repair_rows, solve_operations
+from obert_compiler.passes.row_repair import choose_damping, repair_rows, solve_operations
 from obert_compiler.pipeline.processes import Processes
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ FloatArray = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 
+_DAMPINGS = 4
+"""Choices of the ridge for a site that keeps all its weights, each ten times the one before."""
+
+
 @dataclass
 class LayerwiseRepair:
     """Repairs a pruned graph towards a dense one.
@@ -46,11 +50,14 @@ class LayerwiseRepair:
         dense: the graph with the weights and activations to aim at. It may have layers that the
             other one lacks.
         data: examples.
-        damping: ridge, as a share of the mean diagonal of ``H`` of each site.
+        damping: ridge, as a share of the mean diagonal of ``H`` of each site. For sites that keep
+            all their weights it is the least one: one half of the rows tells for the other whether
+            10, 100 or 1,000 times as much is better.
         held_bytes: bound on activations kept in memory between stages.
         processes: those that share the batches, and the rows of every site.
         operations: multiply-adds of the factorisations of each site.
         positions: rows of its least squares.
+        dampings: of sites that keep all their weights, what was chosen.
         plain: each matrix aims at its own dense output and not at the sum it is added to, moments
             are not centred, the ridge pulls to zero and the bias follows by the means: the
             least squares that docs/pruning.md compares with.
@@ -64,6 +71,7 @@ class LayerwiseRepair:
     processes: Processes = field(default_factory=Processes)
     operations: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
+    dampings: dict[str, float] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
     plain: bool = False
     _feeds: list[dict[str, Any]] = field(default_factory=list)
@@ -96,7 +104,15 @@ class LayerwiseRepair:
             for name in pair[0].sites:
                 reads = _Reads.of(name, cuts[0], cuts[1], residual=not self.plain)
                 groups.setdefault(reads, []).append(dense[name])
-            targets = [_Target(group, reads, self.plain) for reads, group in groups.items()]
+            targets = [
+                _Target(
+                    group,
+                    reads,
+                    self.plain,
+                    judged=not self.plain and any(kept[s.name].all() for s in group),
+                )
+                for reads, group in groups.items()
+            ]
             self._sum_up(pair, runs, targets)
             for target in targets:
                 for name in target.names:
@@ -116,7 +132,7 @@ class LayerwiseRepair:
             for target in targets:
                 target.add(pruned, dense)
         for target in targets:
-            target.moments.add_up(self.processes.sum)
+            target.add_up(self.processes)
 
     def _repair_site(self, site: LinearSite, target: _Target, kept: BoolArray) -> None:
         W, bias = target.starts[site.name], target.biases[site.name]
@@ -128,12 +144,16 @@ class LayerwiseRepair:
         else:
             H, T = target.system(site.name)
             where = f"site '{site.name}'"
+            damping = self.damping
+            if target.halves and kept.all():
+                folds = [target.system(site.name, half) for half in target.halves]
+                choices = [damping * 10**i for i in range(_DAMPINGS)]
+                damping = choose_damping(folds, W, choices, where)
+                self.dampings[site.name] = damping
             repaired = np.zeros(kept.shape)
             # Every process solves for some of the rows, and all get the same bytes.
             mine = slice(self.processes.rank, None, self.processes.count)
-            part = repair_rows(
-                H, T[:, mine], kept[mine], W[mine], damping=self.damping, where=where
-            )
+            part = repair_rows(H, T[:, mine], kept[mine], W[mine], damping=damping, where=where)
             for rank, rows in enumerate(self.processes.gather(part)):
                 repaired[rank :: self.processes.count] = rows
             self.operations[site.name] = solve_operations(kept)
@@ -170,7 +190,9 @@ class _Target:
     residual, the dense outputs (without bias) are summed instead.
     """
 
-    def __init__(self, sites: Sequence[LinearSite], reads: _Reads, plain: bool) -> None:
+    def __init__(
+        self, sites: Sequence[LinearSite], reads: _Reads, plain: bool, judged: bool
+    ) -> None:
         self.names = [site.name for site in sites]
         self.weights = {site.name: site.weight() for site in sites}
         # What the ridge pulls to.
@@ -183,7 +205,10 @@ class _Target:
         }
         width = sites[0].shape[1]
         self._outputs = bool(reads.dense_residual) or int(ends[-1]) < width
-        self.moments = ActivationMoments(width, int(ends[-1]) if self._outputs else width)
+        target_width = int(ends[-1]) if self._outputs else width
+        self.moments = ActivationMoments(width, target_width)
+        # Every other row, so that the halves are the same with any number of processes.
+        self.halves = [ActivationMoments(width, target_width) for _ in range(2 if judged else 0)]
 
     def add(self, pruned: Mapping[str, FloatArray], dense: Mapping[str, FloatArray]) -> None:
         """Add rows of both models, by name of the value."""
@@ -199,12 +224,27 @@ class _Target:
                 f"site '{self.names[0]}': expected finite activations in the pruned model, found "
                 "NaN or infinity; lower the sparsity, or raise repair_damping"
             )
-        self.moments.add(x, aim)
+        if not self.halves:
+            self.moments.add(x, aim)
+        for number, half in enumerate(self.halves):
+            half.add(x[number::2], aim[number::2])
 
-    def system(self, name: str) -> tuple[Float64Array, Float64Array]:
-        """``H`` and ``T`` of one site, centred where its bias is solved for along with it."""
+    def add_up(self, processes: Processes) -> None:
+        """Bring together what all batches of all processes have added."""
+        for half in self.halves:
+            self.moments.add_moments(half)
+        for moments in (self.moments, *self.halves):
+            moments.add_up(processes.sum)
+
+    def system(
+        self, name: str, moments: ActivationMoments | None = None
+    ) -> tuple[Float64Array, Float64Array]:
+        """``H`` and ``T`` of one site, centred where its bias is solved for along with it.
+
+        ``moments`` are those of all rows unless given.
+        """
         centred = self.biases[name] is not None and not self._plain
-        H, C = self.moments.second(centred)
+        H, C = (moments or self.moments).second(centred)
         return H, C[:, self._columns[name]] if self._outputs else C @ self.weights[name].T
 
     def means(self, name: str) -> tuple[Float64Array, Float64Array]:

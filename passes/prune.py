@@ -417,11 +417,11 @@ class Prune(Pass):
 
     def _repair(
         self, graph: Graph, dense: Graph, masks: dict[str, BoolArray], context: Context
-    ) -> tuple[dict[str, dict[str, Any]], list[str], list[Skip]]:
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], list[Skip]]:
         """Remove the groups of ``masks`` and repair.
 
         Returns:
-            Figures for the report, the sites of the head that were repaired, what was not.
+            Figures for the report, those of the head, what was not repaired.
         """
         by_rows: dict[str, BoolArray] = {}
         figures: dict[str, dict[str, Any]] = {name: {} for name in masks}
@@ -453,19 +453,23 @@ class Prune(Pass):
         for name, (pruned, found) in context.processes.merge(moved).items():
             figures[name].update(found)
             _set_weight(by_name[name], pruned)
-        head: dict[str, BoolArray] = {}
+        head: dict[str, dict[str, Any]] = {}
         if by_rows:
             data = self._data(context, max(mask.shape[1] for mask in by_rows.values()))
+            behind: dict[str, BoolArray] = {}
             if self.repair_head:
-                behind = sites_behind(graph, [by_name[n] for n in by_rows], self.exclude)
-                head = {s.name: np.ones(s.shape, bool) for s in behind if s.name not in by_name}
+                found_behind = sites_behind(graph, [by_name[n] for n in by_rows], self.exclude)
+                behind = {s.name: np.ones(s.shape, bool) for s in found_behind}
             walk = self.row_repair(dense, data, context.processes)
-            walk.repair(graph, by_rows | head, context.progress)
+            walk.repair(graph, behind | by_rows, context.progress)
             skips += [Skip(name, _CONSTANT) for name in walk.constant]
             for name in by_rows:
                 figures[name]["repair_operations"] = walk.operations[name]
                 figures[name]["repair_positions"] = walk.positions[name]
-        return figures, list(head), skips
+            for name in (name for name in behind if name not in by_rows):
+                figure = {"repair_positions": walk.positions[name]}
+                head[name] = figure | {"damping": walk.dampings.get(name)}
+        return figures, head, skips
 
     def row_repair(self, dense: Graph, data: Batches, processes: Processes) -> LayerwiseRepair:
         """What repairs whole rows; a subclass may take another."""

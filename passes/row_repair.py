@@ -23,7 +23,7 @@ takes the smaller of the two; `solve_operations` counts them. All of it is float
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,7 +33,7 @@ from scipy.linalg import lapack
 from obert_compiler.errors import NumericsError
 from obert_compiler.passes.threads import threads
 
-__all__ = ["repair_rows", "solve_operations"]
+__all__ = ["choose_damping", "repair_rows", "solve_operations"]
 
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -69,11 +69,7 @@ def repair_rows(
             positive definite.
     """
     scale = float(np.mean(np.diagonal(H)))
-    if not (np.isfinite(H).all() and np.isfinite(T).all()):
-        raise NumericsError(
-            f"{where}: expected finite moments of its inputs, found NaN or infinity; look for "
-            "huge values in the weights and the data"
-        )
+    _check_finite(H, T, where)
     if scale <= 0:
         raise NumericsError(
             f"{where}: expected inputs that differ from zero, found none in the data; exclude the "
@@ -115,6 +111,49 @@ def repair_rows(
     return repaired
 
 
+def choose_damping(
+    folds: Sequence[tuple[Float64Array, Float64Array]],
+    W: npt.NDArray[np.floating],
+    dampings: Sequence[float],
+    where: str = "matrix",
+) -> float:
+    """The damping that serves rows best which were not solved on: cross-validation by moments.
+
+    For a matrix that keeps all its weights. With ``W_f`` the solution from all folds but ``f``, the
+    squared error on fold ``f`` is ``tr(W_f H_f W_f^T) - 2 tr(W_f T_f)`` and a constant. A matrix
+    with more inputs than rows fits every row, and what it then makes of others is the ridge's.
+
+    Args:
+        folds: ``H [in, in]`` and ``T [in, out]`` of two or more parts of the rows.
+        W: dense weights ``[out, in]``.
+        dampings: to choose from, as in `repair_rows`.
+        where: the matrix, for messages.
+
+    Returns:
+        One of ``dampings``, the largest where all are alike.
+
+    Raises:
+        NumericsError: the moments are not finite.
+    """
+    W = W.astype(np.float64)
+    errors = np.zeros(len(dampings))
+    for H, T in folds:
+        _check_finite(H, T, where)
+    for number, (H, T) in enumerate(folds):
+        others = [fold for other, fold in enumerate(folds) if other != number]
+        rest_H, rest_T = (np.sum(part, axis=0) for part in zip(*others, strict=True))
+        # One decomposition serves every damping.
+        values, vectors = np.linalg.eigh(rest_H)
+        scale = float(np.mean(np.diagonal(rest_H)))
+        for place, damping in enumerate(dampings):
+            ridge = damping * scale
+            right = vectors.T @ (rest_T + ridge * W.T)
+            solved = (vectors @ (right / np.maximum(values + ridge, ridge or 1.0)[:, None])).T
+            errors[place] += np.sum((solved @ H) * solved) - 2 * np.sum(solved * T.T)
+    least = errors.min()
+    return max(d for d, error in zip(dampings, errors, strict=True) if error <= least)
+
+
 def solve_operations(kept: BoolArray) -> int:
     """Multiply-adds of the factorisations in `repair_rows`: the smaller side of each row, cubed,
     over 3, and the shared inverse where a row needs it."""
@@ -123,6 +162,14 @@ def solve_operations(kept: BoolArray) -> int:
     smaller = [min(k, width - k) for k in count]
     shared = width**3 if any(2 * k > width for k in count) else 0
     return int(sum(n**3 for n in smaller) // 3 + width**3 // 3 + shared * 2 // 3)
+
+
+def _check_finite(H: Float64Array, T: Float64Array, where: str) -> None:
+    if not (np.isfinite(H).all() and np.isfinite(T).all()):
+        raise NumericsError(
+            f"{where}: expected finite moments of its inputs, found NaN or infinity; look for "
+            "huge values in the weights and the data"
+        )
 
 
 def _inverse_of(factor: Float64Array) -> Float64Array:

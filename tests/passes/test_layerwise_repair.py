@@ -165,3 +165,24 @@ def test_a_graph_that_states_no_types_is_repaired_alike():
     for a, b in zip(find_linear_sites(found), find_linear_sites(expected), strict=True):
         np.testing.assert_array_equal(a.weight(), b.weight())
         np.testing.assert_array_equal(a.bias(), b.bias())
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_matrix_that_keeps_all_its_weights_has_its_damping_chosen(plain):
+    kept = masks() | {name: np.ones((OUTPUTS[name], 8), bool) for name in ("second", "last")}
+    dense, x = network(), rows()
+    _, walk = repaired(dense, kept, x, plain=plain)
+    assert set(walk.dampings) == (set() if plain else {"second", "last"})
+    assert set(walk.dampings.values()) <= {DAMPING * 10**i for i in range(4)}
+    assert walk.positions == dict.fromkeys(OUTPUTS, 120)
+
+
+def test_few_rows_move_a_matrix_that_keeps_its_weights_less():
+    """With fewer rows than inputs, what fits them all is far from what serves others."""
+    rng = np.random.default_rng(3)
+    dense, kept = network(), masks()
+    kept["last"] = np.ones((4, 8), bool)
+    few = rng.normal(size=(2, 3, 8)).astype(np.float32)
+    _, walk = repaired(dense, kept, few)
+    _, more = repaired(dense, kept, rng.normal(size=(400, 3, 8)).astype(np.float32))
+    assert walk.dampings["last"] > more.dampings["last"]

@@ -187,8 +187,8 @@ def test_sites_behind_are_those_whose_weight_is_theirs_alone(tiny_graph, head):
 def test_the_head_keeps_its_weights_and_comes_nearer_to_the_dense_outputs(compressed):
     dense, alone, record, _ = compressed("prune:sparsity=0.8:steps=1:repair_head=false")
     _, repaired, with_head, _ = compressed("prune:sparsity=0.8:steps=1")
-    assert record["report"]["head_repaired"] == []
-    assert with_head["report"]["head_repaired"] == HEAD["sequence"]
+    assert record["report"]["head_repaired"] == {}
+    assert set(with_head["report"]["head_repaired"]) == set(HEAD["sequence"])
     assert not set(with_head["report"]["sites"]) & set(HEAD["sequence"])
     weights = [{s.name: s.weight() for s in find_linear_sites(g)} for g in (dense, alone, repaired)]
     for name, W in weights[1].items():
@@ -206,7 +206,7 @@ def test_the_head_keeps_its_weights_and_comes_nearer_to_the_dense_outputs(compre
 
 def test_an_excluded_head_stays_as_it_was(compressed):
     dense, pruned, record, _ = compressed("prune:sparsity=0.5:exclude=*pooler*")
-    assert record["report"]["head_repaired"] == ["classifier"]
+    assert set(record["report"]["head_repaired"]) == {"classifier"}
     (before,), (after,) = (
         [s.weight() for s in find_linear_sites(g) if "pooler" in s.name] for g in (dense, pruned)
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from obert_compiler.errors import NumericsError
-from obert_compiler.passes.row_repair import repair_rows, solve_operations
+from obert_compiler.passes.row_repair import choose_damping, repair_rows, solve_operations
 
 DAMPING = 1e-2
 
@@ -96,3 +96,40 @@ def test_operations_count_the_smaller_side_of_each_row():
     kept = np.array([[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]], bool)
     assert solve_operations(kept[:1]) == 3**3 // 3 + 8**3 // 3
     assert solve_operations(kept) == (3**3 + 1) // 3 + 8**3 // 3 + 8**3 * 2 // 3
+
+
+def moments(x, z):
+    return x.T @ x, x.T @ z
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_damping_is_that_of_the_least_error_on_rows_left_out(count):
+    dampings = [1e-4, 1e-2, 1.0, 100.0]
+    chosen = set()
+    for seed, examples in ((5, 400), (6, 16), (7, 20)):
+        x, _, W = problem(seed, examples=examples)
+        rng = np.random.default_rng(seed)
+        z = x @ (W + 0.3 * rng.normal(size=W.shape)).T + 10 * rng.normal(size=(examples, len(W)))
+        parts = [(x[i::count], z[i::count]) for i in range(count)]
+        errors = np.zeros(len(dampings))
+        for left_out, (x_out, z_out) in enumerate(parts):
+            rest = [part for number, part in enumerate(parts) if number != left_out]
+            H, T = moments(*(np.concatenate(arrays) for arrays in zip(*rest, strict=True)))
+            for place, damping in enumerate(dampings):
+                found = repair_rows(H, T, np.ones(W.shape, bool), W, damping=damping)
+                errors[place] += np.sum((x_out @ found.T - z_out) ** 2)
+        found = choose_damping([moments(*part) for part in parts], W, dampings)
+        assert found == dampings[errors.argmin()]
+        chosen.add(found)
+    assert len(chosen) > 1
+
+
+def test_without_rows_the_damping_is_the_largest():
+    empty = np.zeros((12, 12)), np.zeros((12, 5))
+    assert choose_damping([empty, empty], np.ones((5, 12)), [1e-3, 1e-1]) == 1e-1
+
+
+def test_moments_that_are_not_finite_choose_no_damping():
+    H, T = np.eye(12), np.zeros((12, 5))
+    with pytest.raises(NumericsError, match="site 'q': expected finite moments"):
+        choose_damping([(H, T), (H + np.inf, T)], np.ones((5, 12)), [1e-3], "site 'q'")

@@ -1,5 +1,5 @@
 // What attention.h needs to move: heads out of and into buffers of panels, where sequences begin
-// anywhere. Include after finish.h.
+// anywhere. Include after quantize.h.
 #pragma once
 
 namespace obert {
@@ -29,6 +29,29 @@ inline void copy_tokens(const float* from, int width, int column, size_t first, 
     done += run;
   }
 }
+
+// Up to kLanes tokens of a buffer from token `first` on, a feature at a time. Lanes beyond `count` are zero,
+// whatever tokens of other sequences hold.
+class Tokens {
+ public:
+  Tokens(const float* from, int width, size_t first, int count)
+      : from_(from), width_(width), first_(first), count_(count < 0 ? 0 : least(kLanes, count)),
+        inside_(least(count_, kPanel - static_cast<int>(first % kPanel))) {}
+  OBERT_INLINE F32 operator()(int column) const {
+    if (inside_ == kLanes) return load(from_ + panel_offset(first_, width_, column));
+    if (count_ == 0) return set(0.f);
+    if (inside_ == count_) return load_first(from_ + panel_offset(first_, width_, column), count_);
+    float row[kLanes] = {};
+    copy_tokens(from_, width_, column, first_, count_, row);
+    return load(row);
+  }
+
+ private:
+  const float* from_;
+  int width_;
+  size_t first_;
+  int count_, inside_;
+};
 
 struct AttentionScratch {
   size_t k_stride, v_stride, k, v, q, scores, mask, y, floats;

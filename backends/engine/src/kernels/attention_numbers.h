@@ -88,22 +88,30 @@ inline Extent extent(const float* x, int width, int column, int head_dim, size_t
   return {largest_lane(top), largest_lane(largest), total < 1e30f};  // false for NaN
 }
 
+// Of a head, over all queries and not only those of this call: results do not depend on how the work was split.
+struct Extents {
+  Extent q, k, v;
+  explicit Extents(const Attention& a)
+      : q(extent(a.q, a.q_width, a.q_column, a.head_dim, a.first, a.length)),
+        k(extent(a.k, a.k_width, a.k_column, a.head_dim, a.first, a.length)),
+        v(extent(a.v, a.v_width, a.v_column, a.head_dim, a.first, a.length)) {}
+  bool within(float scale, float least_squares, float scores) const {
+    return q.finite && k.finite && v.finite && q.squares >= least_squares && k.squares >= least_squares &&
+           v.squares >= least_squares &&
+           __builtin_fabsf(scale) * __builtin_sqrtf(q.squares) * __builtin_sqrtf(k.squares) < scores;
+  }
+};
+
 // Whether 16 bits do, and the factors.
 inline bool choose_fixed(const Attention& a, Fixed& n) {
   if (!kHasDot2 || !a.integers || a.out || a.length > kFixedTokens) return false;
   // Near a border between two codes the smallest error shows as a whole step.
   if (a.scores.scale != 0.f || a.probabilities.scale != 0.f) return false;
-  // Over all queries, not only those of this call: results do not depend on how the work was split.
-  const Extent q = extent(a.q, a.q_width, a.q_column, a.head_dim, a.first, a.length);
-  const Extent k = extent(a.k, a.k_width, a.k_column, a.head_dim, a.first, a.length);
-  const Extent v = extent(a.v, a.v_width, a.v_column, a.head_dim, a.first, a.length);
-  if (!q.finite || !k.finite || !v.finite || q.squares < 1e-30f || k.squares < 1e-30f || v.squares < 1e-30f)
-    return false;
-  const float q_length = __builtin_sqrtf(q.squares), k_length = __builtin_sqrtf(k.squares);
-  if (!(__builtin_fabsf(a.scale) * q_length * k_length < kFixedScores)) return false;
-  n.q = kFixedLength / q_length;
-  n.k = kFixedLength / k_length;
-  n.v = kFixedValue / v.largest;
+  const Extents e(a);
+  if (!e.within(a.scale, 1e-30f, kFixedScores)) return false;
+  n.q = kFixedLength / __builtin_sqrtf(e.q.squares);
+  n.k = kFixedLength / __builtin_sqrtf(e.k.squares);
+  n.v = kFixedValue / e.v.largest;
   return true;
 }
 
@@ -152,34 +160,6 @@ inline void put_values(const Fixed& n, const I32* square, int count, int k, size
   const auto number = [&](int i) { return i < count ? round(mul(as_float(square[i]), f)) : set(0); };
   for (int i = 0; i < count; i += 2)
     store(to + static_cast<size_t>((k + i) / 2) * stride, join(number(i), number(i + 1)));
-}
-
-// Rounds [keys][kQueries] of scores where the graph does, adds the mask and gives the largest.
-inline F32 round_scores_of(const Attention& a, float* scores, const float* mask) {
-  const Rounder rounding(a.scores);
-  F32 top = set(-__builtin_inff());
-  for (int k = 0; k < a.length; ++k) {
-    float* at = scores + static_cast<size_t>(k) * kQueries;
-    F32 x = rounding(load(at));
-    if (mask) x = add(x, load(mask + static_cast<size_t>(k) * kQueries));
-    else if (a.mask) x = add(x, set(a.mask[k]));
-    top = max(top, x);
-    store(at, x);
-  }
-  return top;
-}
-
-// Makes probabilities of e^(s - top) where the graph does something to them before they are used.
-inline void round_weights(const Attention& a, float* scores, F32 total) {
-  const Rounder rounding(a.probabilities);
-  const F32 share = div(set(1.f), total);
-  for (int k = 0; k < a.length; ++k) {
-    float* at = scores + static_cast<size_t>(k) * kQueries;
-    F32 p = mul(load(at), share);
-    if (a.nan_to_zero) p = max(p, set(0.f));  // the second operand where the first is NaN
-    if (a.probabilities.scale != 0.f) p = rounding(p);
-    store(at, p);
-  }
 }
 
 // Turns [keys][kQueries] of e^(s - top) into what multiplies the values, in place, and gives the

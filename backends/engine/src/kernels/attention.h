@@ -89,12 +89,23 @@ template <class Numbers>
 inline void transpose_values(const Attention& a, const Numbers& n, size_t stride,
                              typename Numbers::Element* v) {
   for (int k = 0; k < a.length; k += kLanes) {
+    const size_t t = a.first + static_cast<size_t>(k);
     const int count = least(kLanes, a.length - k);
-    const Tokens value(a.v, a.v_width, a.first + static_cast<size_t>(k), count);
+    const int inside = least(count, kPanel - static_cast<int>(t % kPanel));
     for (int d = 0; d < a.head_dim; d += kLanes) {
       I32 square[kLanes];
       const int width = least(kLanes, a.head_dim - d);
-      for (int i = 0; i < kLanes; ++i) square[i] = i < width ? as_int(value(a.v_column + d + i)) : set(0);
+      for (int i = 0; i < kLanes; ++i) {
+        if (i >= width) {
+          square[i] = set(0);
+        } else if (inside == kLanes) {
+          square[i] = as_int(load(a.v + panel_offset(t, a.v_width, a.v_column + d + i)));
+        } else {
+          float row[kLanes] = {};
+          copy_tokens(a.v, a.v_width, a.v_column + d + i, t, count, row);
+          square[i] = as_int(load(row));
+        }
+      }
       transpose(square);
       // Lanes past `width` are zero and reach at most into the gap behind the row.
       put_values(n, square, count, k, stride, v + d);
@@ -127,11 +138,12 @@ class VectorProducts {
     put_features(n_, a_.q, a_.q_width, a_.q_column, a_.head_dim, a_.first + static_cast<size_t>(query), count,
                  kQueries, n_.q, q_, kQueries);
   }
+  // Raises `top` to the largest of what put(key, i, product), the score of a vector of queries, gives.
   template <class Put>
-  OBERT_INLINE void multiply_keys(const Put& put) {
+  OBERT_INLINE void multiply_keys(F32 (&top)[2], const Put& put) {
     for_tiles<Element>(keys_, [&](auto tile, int begin) {
       tile.multiply(k_ + begin, s_.k_stride, q_, (a_.head_dim + kPer - 1) / kPer, [&](int m, int i, auto sum) {
-        if (begin + m < a_.length) put(begin + m, i, as_floats(sum));
+        if (begin + m < a_.length) top[i] = max(top[i], put(begin + m, i, as_floats(sum)));
       });
     });
   }

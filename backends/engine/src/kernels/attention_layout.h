@@ -30,27 +30,25 @@ inline void copy_tokens(const float* from, int width, int column, size_t first, 
   }
 }
 
-// Up to kLanes tokens of a buffer from token `first` on, a feature at a time. Lanes beyond `count` are zero,
-// whatever tokens of other sequences hold.
-class Tokens {
- public:
-  Tokens(const float* from, int width, size_t first, int count)
-      : from_(from), width_(width), first_(first), count_(count < 0 ? 0 : least(kLanes, count)),
-        inside_(least(count_, kPanel - static_cast<int>(first % kPanel))) {}
-  OBERT_INLINE F32 operator()(int column) const {
-    if (inside_ == kLanes) return load(from_ + panel_offset(first_, width_, column));
-    if (count_ == 0) return set(0.f);
-    if (inside_ == count_) return load_first(from_ + panel_offset(first_, width_, column), count_);
-    float row[kLanes] = {};
-    copy_tokens(from_, width_, column, first_, count_, row);
-    return load(row);
-  }
+// Some features of up to kLanes tokens, a vector each, `stride` floats apart: where they lie, or in `memory`
+// [padded][kLanes] with zeros in place of what the head or the sequence does not have.
+struct FeatureRows {
+  const float* at;
+  size_t stride;
 
- private:
-  const float* from_;
-  int width_;
-  size_t first_;
-  int count_, inside_;
+  FeatureRows(const float* from, int width, int column, int features, int padded, size_t first, int count, float* memory)
+      : at(memory), stride(kLanes) {
+    if (features >= padded && count >= kLanes && first % kPanel <= kPanel - kLanes) {
+      at = from + panel_offset(first, width, column);
+      stride = kPanel;
+      return;
+    }
+    for (int i = 0; i < padded * kLanes; ++i) memory[i] = 0.f;
+    if (count <= 0) return;
+    for (int f = 0; f < least(features, padded); ++f)
+      copy_tokens(from, width, column + f, first, least(count, kLanes), memory + f * kLanes);
+  }
+  OBERT_INLINE F32 operator()(int f) const { return load(at + static_cast<size_t>(f) * stride); }
 };
 
 struct AttentionScratch {

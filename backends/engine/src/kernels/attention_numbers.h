@@ -48,44 +48,58 @@ inline float largest_lane(F32 x) {
 
 struct Extent {
   float squares;  // largest sum of squares of a token's features
-  float largest;  // largest |x|
   bool finite;
 };
 
-inline Extent extent(const float* x, int width, int column, int head_dim, size_t first, int count) {
-  F32 top = set(0.f), largest = set(0.f), all = set(0.f);
+// Calls run(value) with value(d) for each feature of each vector of tokens; lanes of others are zero.
+template <class Run>
+inline void for_tokens(const float* x, int width, int column, size_t first, int count, const Run& run) {
   for (int done = 0; done < count;) {
     const size_t t = first + static_cast<size_t>(done);
-    const int run = least(least(kLanes, count - done), kPanel - static_cast<int>(t % kPanel));
+    const int lanes = least(least(kLanes, count - done), kPanel - static_cast<int>(t % kPanel));
     const float* from = x + panel_offset(t, width, column);
-    const auto value = [&](int d) {
+    run([&](int d) {
       const float* at = from + static_cast<size_t>(d) * kPanel;
-      return run == kLanes ? load(at) : load_first(at, run);
-    };
-    F32 sum = set(0.f), more = set(0.f), larger = set(0.f);  // two chains, to halve the waiting
+      return lanes == kLanes ? load(at) : load_first(at, lanes);
+    });
+    done += lanes;
+  }
+}
+
+inline Extent extent(const float* x, int width, int column, int head_dim, size_t first, int count) {
+  F32 top = set(0.f), all = set(0.f);
+  for_tokens(x, width, column, first, count, [&](const auto& value) {
+    F32 sum = set(0.f), more = set(0.f);  // two chains, to halve the waiting
     int d = 0;
     for (; d + 1 < head_dim; d += 2) {
       const F32 v = value(d), w = value(d + 1);
       sum = fma(v, v, sum);
       more = fma(w, w, more);
-      largest = max(abs(v), largest);
-      larger = max(abs(w), larger);
     }
-    if (d < head_dim) {
-      const F32 v = value(d);
-      sum = fma(v, v, sum);
-      largest = max(abs(v), largest);
-    }
+    if (d < head_dim) sum = fma(value(d), value(d), sum);
     sum = add(sum, more);
-    largest = max(larger, largest);
     top = max(sum, top);
     all = add(all, sum);
-    done += run;
-  }
+  });
   float lanes[kLanes], total = 0;
   store(lanes, all);
   for (float l : lanes) total += l;
-  return {largest_lane(top), largest_lane(largest), total < 1e30f};  // false for NaN
+  return {largest_lane(top), total < 1e30f};  // false for NaN
+}
+
+inline float largest_value(const float* x, int width, int column, int head_dim, size_t first, int count) {
+  F32 largest = set(0.f);
+  for_tokens(x, width, column, first, count, [&](const auto& value) {
+    F32 most = set(0.f), more = set(0.f);
+    int d = 0;
+    for (; d + 1 < head_dim; d += 2) {
+      most = max(abs(value(d)), most);
+      more = max(abs(value(d + 1)), more);
+    }
+    if (d < head_dim) most = max(abs(value(d)), most);
+    largest = max(max(most, more), largest);
+  });
+  return largest_lane(largest);
 }
 
 // Of a head, over all queries and not only those of this call: results do not depend on how the work was split.
@@ -111,7 +125,7 @@ inline bool choose_fixed(const Attention& a, Fixed& n) {
   if (!e.within(a.scale, 1e-30f, kFixedScores)) return false;
   n.q = kFixedLength / __builtin_sqrtf(e.q.squares);
   n.k = kFixedLength / __builtin_sqrtf(e.k.squares);
-  n.v = kFixedValue / e.v.largest;
+  n.v = kFixedValue / largest_value(a.v, a.v_width, a.v_column, a.head_dim, a.first, a.length);
   return true;
 }
 

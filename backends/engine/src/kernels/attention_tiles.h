@@ -42,7 +42,7 @@ struct SplitPair {
 
 struct TileScratch {
   int keys, features;
-  size_t k, v, q, scores, mask, y, floats;
+  size_t k, v, q, scores, mask, y, edge, floats;
   TileScratch(int length, int head_dim) : keys(padded_to(length, kDepth)), features(padded_to(head_dim, kDepth)) {
     size_t at = 0;
     const auto take = [&](int rows, int columns) {
@@ -56,6 +56,7 @@ struct TileScratch {
     scores = take(keys, kQueries);
     mask = take(keys, kQueries);
     y = take(features, kQueries);
+    edge = take(kDepth, kLanes);
     floats = at;
   }
 };
@@ -105,7 +106,7 @@ class TileProducts {
   explicit TileProducts(const Attention& a) : scale(a.scale), a_(a), s_(a.length, a.head_dim) {
     float* floats = static_cast<float*>(a.scratch);
     int32_t* dwords = static_cast<int32_t*>(a.scratch);
-    k_ = dwords + s_.k, v_ = dwords + s_.v, q_ = dwords + s_.q;
+    k_ = dwords + s_.k, v_ = dwords + s_.v, q_ = dwords + s_.q, edge_ = floats + s_.edge;
     scores = floats + s_.scores, mask = floats + s_.mask, y = floats + s_.y;
   }
 
@@ -115,24 +116,30 @@ class TileProducts {
   }
 
   void put_block(int query, int count) {
-    for (int half = 0; half < kQueries; half += kLanes) {
-      const Tokens token(a_.q, a_.q_width, a_.first + static_cast<size_t>(query + half), count - half);
-      for (int d = 0; d < s_.features; d += kDepth)
-        for (int j = 0; j < kTileRows; ++j) {
-          const SplitPair pair = features(token, a_.q_column, d + 2 * j);
-          int32_t* at = q_ + static_cast<size_t>(d + j) * kQueries + half;
-          store(at, pair.high);
-          store(at + kTileRows * kQueries, pair.low);
+    for (int half = 0; half < kQueries; half += kLanes)
+      for (int d = 0; d < s_.features; d += kDepth) {
+        const FeatureRows row(a_.q, a_.q_width, a_.q_column + d, a_.head_dim - d, kDepth,
+                              a_.first + static_cast<size_t>(query + half), count - half, edge_);
+        int32_t* to = q_ + static_cast<size_t>(d) * kQueries + half;
+        for (int j = 0; j < kTileRows; ++j, to += kQueries) {
+          const SplitPair pair(row(2 * j), row(2 * j + 1));
+          store(to, pair.high);
+          store(to + kTileRows * kQueries, pair.low);
         }
-    }
+      }
   }
 
   template <class Put>
-  OBERT_INLINE void multiply_keys(const Put& put) {
+  OBERT_INLINE void multiply_keys(F32 (&top)[2], const Put& put) {
     const auto put_sums = [&](int begin) {
       const int end = least(a_.length, begin + kDepth);
-      for (int key = begin; key < end; ++key)
-        for (int i = 0; i < 2; ++i) put(key, i, load(scores + static_cast<size_t>(key) * kQueries + i * kLanes));
+      F32 left = top[0], right = top[1];  // `top` itself would be kept up to date in memory
+      for (int key = begin; key < end; ++key) {
+        const float* sums = scores + static_cast<size_t>(key) * kQueries;
+        left = max(left, put(key, 0, load(sums)));
+        right = max(right, put(key, 1, load(sums + kLanes)));
+      }
+      top[0] = left, top[1] = right;
     };
     const size_t strip = kPairTile * static_cast<size_t>(s_.features / kDepth);
     for (int key = 0; key < s_.keys; key += kDepth) {
@@ -162,21 +169,16 @@ class TileProducts {
   }
 
  private:
-  // Features f and f + 1, zero where the head has no more.
-  OBERT_INLINE SplitPair features(const Tokens& token, int column, int f) const {
-    return SplitPair(f < a_.head_dim ? token(column + f) : set(0.f),
-                     f + 1 < a_.head_dim ? token(column + f + 1) : set(0.f));
-  }
-
   // [keys / 16][features / 32] pairs of tiles.
   void put_keys() {
     int32_t* to = k_;
-    for (int key = 0; key < s_.keys; key += kTileRows) {
-      const Tokens token(a_.k, a_.k_width, a_.first + static_cast<size_t>(key), a_.length - key);
+    for (int key = 0; key < s_.keys; key += kTileRows)
       for (int d = 0; d < s_.features; d += kDepth, to += kPairTile) {
+        const FeatureRows row(a_.k, a_.k_width, a_.k_column + d, a_.head_dim - d, kDepth,
+                              a_.first + static_cast<size_t>(key), a_.length - key, edge_);
         I32 high[kLanes], low[kLanes];
         for (int j = 0; j < kLanes; ++j) {
-          const SplitPair pair = features(token, a_.k_column, d + 2 * j);
+          const SplitPair pair(row(2 * j), row(2 * j + 1));
           high[j] = pair.high, low[j] = pair.low;
         }
         transpose(high);
@@ -186,24 +188,24 @@ class TileProducts {
           store(to + kTileDwords + r * kLanes, low[r]);
         }
       }
-    }
   }
 
   // [features / 16][keys / 32] pairs of tiles.
   void put_values() {
-    for (int key = 0; key < s_.keys; key += kDepth) {
-      const size_t first = a_.first + static_cast<size_t>(key);
-      const Tokens left(a_.v, a_.v_width, first, a_.length - key);
-      const Tokens right(a_.v, a_.v_width, first + kLanes, a_.length - key - kLanes);
-      for (int d = 0; d < s_.features; ++d) {
-        int32_t* to = v_ + (static_cast<size_t>(d / kTileRows) * static_cast<size_t>(s_.keys / kDepth) +
-                            static_cast<size_t>(key / kDepth)) * kPairTile + d % kTileRows * kLanes;
-        const bool in = d < a_.head_dim;
-        const SplitPair pair(in ? left(a_.v_column + d) : set(0.f), in ? right(a_.v_column + d) : set(0.f));
-        store(to, pair.high);
-        store(to + kTileDwords, pair.low);
+    int32_t* to = v_;
+    for (int d = 0; d < s_.features; d += kTileRows)
+      for (int key = 0; key < s_.keys; key += kDepth, to += kPairTile) {
+        const auto rows = [&](int from, float* memory) {
+          return FeatureRows(a_.v, a_.v_width, a_.v_column + d, a_.head_dim - d, kTileRows,
+                             a_.first + static_cast<size_t>(from), a_.length - from, memory);
+        };
+        const FeatureRows left = rows(key, edge_), right = rows(key + kLanes, edge_ + kTileRows * kLanes);
+        for (int r = 0; r < kTileRows; ++r) {
+          const SplitPair pair(left(r), right(r));
+          store(to + r * kLanes, pair.high);
+          store(to + kTileDwords + r * kLanes, pair.low);
+        }
       }
-    }
   }
 
   // In place: of each 32 keys, 16 rows of high parts and 16 of low parts. Keys beyond the last are zero.
@@ -223,12 +225,16 @@ class TileProducts {
   const Attention& a_;
   const TileScratch s_;
   int32_t *k_, *v_, *q_;
+  float* edge_;
 };
 
-// Whether a head is large enough. Floats take about length^2 head_dim / 8 cycles. Tiles take 400 for their
-// configuration and the first latencies, one for each element of the head (to measure, split and transpose
-// it) and 3 / 8 length^2 for each 32 features: at 32 tokens x 32, 1,800 cycles against 4,100.
-inline bool tiles_pay_for(const Attention& a) { return a.length >= 32 && a.length * a.head_dim >= 1024; }
+// Whether a head is large enough. Beside softmax, floats take about length^2 head_dim / 8 cycles. Tiles take
+// 400 for their configuration and the first latencies, one for each element of the head, in whole 32 features (to
+// measure, split and transpose it), and 3 / 8 length^2 for each 32 features: at 32 tokens x 32 about 1,800 cycles
+// against 4,100, at 128 x 8 10,600 against 16,400. Heads of 4 features never pay.
+inline bool tiles_pay_for(const Attention& a) {
+  return a.length >= 32 && a.head_dim >= 8 && static_cast<int64_t>(a.length) * a.head_dim >= 1024;
+}
 
 // Whether pairs of bfloat16 do: finite, of a size that neither overflows nor comes near denormals, and
 // scores small enough that 2^-15 of them is little.

@@ -13,8 +13,8 @@
 // Sums of 2 x 2 tiles, where every tile that is loaded serves two multiplications: 8 loads of 8 cycles beside
 // 12 multiplications of 16. A head of 128 tokens x 64 is bound by its exponentials, see README.md.
 //
-// Tiles read and write denormals as zero and make NaN of the pair of an infinity: `tiles_suit` leaves
-// such inputs to floats. NaN of masks and of softmax live in the factor of a query's sums, as README.md says.
+// Tiles read and write denormals as zero, and the pair of an infinity is NaN: `tiles_suit` leaves heads with
+// infinities or NaN, or near denormals as a whole, to floats. A softmax that is NaN reaches y in the factor of its sums.
 #pragma once
 
 namespace obert {

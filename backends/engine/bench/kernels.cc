@@ -217,6 +217,9 @@ int main(int count, char** words) {
     if (peak.int8 > 0)
       std::printf("%-11s peak in registers: int8 %.1f GMAC/s, float %.1f GMAC/s\n", k.name, peak.int8,
                   peak.float32);
+    if (peak.bfloat16 > 0)
+      std::printf("%-11s peak in registers: bfloat16 %.1f GMAC/s, three to a product of floats in attention\n", k.name,
+                  peak.bfloat16);
     if (wanted("int8", false)) bench_int8(k, peak.int8);
     if (wanted("float", false)) bench_float(k, peak.float32);
     if (wanted("finish", false)) bench_finish(k);

@@ -13,7 +13,7 @@
 namespace obert {
 
 struct Peak {
-  double int8 = 0, float32 = 0;  // GMAC/s of one core
+  double int8 = 0, float32 = 0, bfloat16 = 0;  // GMAC/s of one core
 };
 
 template <class Run>
@@ -75,6 +75,17 @@ __attribute__((target("amx-tile,amx-int8"), noinline)) inline void spin_amx_int8
   }
   tile_release();
 }
+
+__attribute__((target("amx-tile,amx-bf16"), noinline)) inline void spin_amx_bfloat16() {
+  tile_configure(kFullTiles);
+  for (long i = 0; i < kPeakRounds; ++i) {
+    tile_dot_bf16<0, 4, 6>();
+    tile_dot_bf16<1, 4, 7>();
+    tile_dot_bf16<2, 5, 6>();
+    tile_dot_bf16<3, 5, 7>();
+  }
+  tile_release();
+}
 #endif
 
 inline Peak measure_peak(const char* isa) {
@@ -85,6 +96,7 @@ inline Peak measure_peak(const char* isa) {
   if (!std::strcmp(isa, "amx")) {
     peak.int8 = rate_of(rounds * 4 * 16 * 16 * 64, spin_amx_int8);
     peak.float32 = rate_of(rounds * 12 * 16, spin_avx512_float);
+    peak.bfloat16 = rate_of(rounds * 4 * 16 * 16 * 32, spin_amx_bfloat16);
     return peak;
   }
 #endif

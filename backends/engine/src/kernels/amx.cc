@@ -1,4 +1,4 @@
-// AMX-INT8 for products of tiles, AVX-512 VNNI for everything else.
+// AMX-INT8 for products of tiles, AMX-BF16 for those of attention, AVX-512 VNNI for everything else.
 #include "kernels.h"
 
 #include "simd_avx512.h"
@@ -8,6 +8,7 @@
 #include "tile_amx.h"
 #include "expand_avx512.h"
 #include "multiply_tiles.h"
+#include "attention_tiles.h"
 
 namespace obert {
 namespace {
@@ -18,9 +19,16 @@ void multiply_int8_or_tiles(const SparseInt8& w, const uint8_t* x, int groups, i
   else multiply_int8(w, x, groups, row_begin, row_end, acc);
 }
 
+void attention_or_tiles(const Attention& a) {
+  if (tiles_pay_for(a) && tiles_suit(a)) attention_on_tiles(a);
+  else attention(a);
+}
+
 constexpr Kernels with_tiles(Kernels k) {
   k.packing.tiles = true;
   k.multiply_int8 = multiply_int8_or_tiles;
+  k.attention = attention_or_tiles;
+  k.attention_scratch = attention_scratch_of_tiles;
   return k;
 }
 

@@ -1,7 +1,7 @@
-// Attention of one head over one sequence, queries in lanes. Include after finish.h.
+// Attention of one head over one sequence, queries in lanes, on vectors. Include after maths.h and quantize.h.
 //
-// Both products are the same tile: rows of `a` are broadcast element by element against vectors of
-// `b`, so that no shuffle and no horizontal sum occurs, and softmax reduces along memory.
+// Both products of attention_softmax.h are the same tile: rows of `a` are broadcast element by element against vectors of
+// `b`, so that no shuffle and no horizontal sum occurs.
 //   scores [keys][queries]     a = k [d][keys],    b = q [d][queries]
 //   y      [d][queries]        a = v [keys][d],    b = p [keys][queries]
 // A tile of kTile x 2 vectors keeps the multiply pipes busy (2 loads and kTile broadcasts for
@@ -13,6 +13,7 @@
 #pragma once
 #include "attention_layout.h"
 #include "attention_numbers.h"
+#include "attention_softmax.h"
 
 namespace obert {
 namespace {
@@ -112,81 +113,65 @@ inline void transpose_values(const Attention& a, const Numbers& n, size_t stride
   }
 }
 
+// The two products on vectors of floats or of 16-bit integers.
 template <class Numbers>
-void attend(const Attention& a, const Numbers& n) {
-  using Element = typename Numbers::Element;
-  const AttentionScratch s(a.length, a.head_dim);
-  Element* memory = static_cast<Element*>(a.scratch);
-  Element *k = memory + s.k, *v = memory + s.v, *q = memory + s.q;
-  float* floats = static_cast<float*>(a.scratch);
-  float *scores = floats + s.scores, *y = floats + s.y, *mask = floats + s.mask;
-  const int keys = padded_to(a.length, kTileStep), features = padded_to(a.head_dim, kTileStep);
-  constexpr int kPer = Numbers::kPerElement;
+class VectorProducts {
+ public:
+  static constexpr bool kSumsKeepNan = Numbers::kPerElement == 1;
+  float *scores, *mask, *y;
+  float scale;  // from a product to a score
 
-  put_features(n, a.k, a.k_width, a.k_column, a.head_dim, a.first, a.length, keys, n.k, k, s.k_stride);
-  transpose_values(a, n, s.v_stride, v);
+  VectorProducts(const Attention& a, const Numbers& n)
+      : scale(a.scale / n.q / n.k), a_(a), n_(n), s_(a.length, a.head_dim),
+        keys_(padded_to(a.length, kTileStep)), features_(padded_to(a.head_dim, kTileStep)) {
+    Element* memory = static_cast<Element*>(a.scratch);
+    k_ = memory + s_.k, v_ = memory + s_.v, q_ = memory + s_.q;
+    float* floats = static_cast<float*>(a.scratch);
+    scores = floats + s_.scores, mask = floats + s_.mask, y = floats + s_.y;
+  }
 
-  for (int query = a.query_begin; query < a.query_end; query += kQueries) {
-    const int count = least(kQueries, a.query_end - query);
-    put_features(n, a.q, a.q_width, a.q_column, a.head_dim, a.first + static_cast<size_t>(query), count,
-                 kQueries, n.q, q, kQueries);
-    const bool each = a.mask && a.mask_stride;
-    if (each) transpose_mask(a, query, mask);
-
-    const F32 scale = set(a.scale / n.q / n.k);
-    // Rounding comes between scale and mask: a pass of its own, to leave the common case its registers.
-    const bool round_scores = a.scores.scale != 0.f;
-    const bool each_now = each && !round_scores, row_now = a.mask && !each && !round_scores;
-    F32 top[2] = {set(-__builtin_inff()), set(-__builtin_inff())};
-    for_tiles<Element>(keys, [&](auto tile, int begin) {
-      tile.multiply(k + begin, s.k_stride, q, (a.head_dim + kPer - 1) / kPer, [&](int m, int i, auto sum) {
-        if (begin + m >= a.length) return;
-        F32 x = mul(as_floats(sum), scale);
-        if (each_now) x = add(x, load(mask + static_cast<size_t>(begin + m) * kQueries + i * kLanes));
-        else if (row_now) x = add(x, set(a.mask[begin + m]));
-        top[i] = max(top[i], x);
-        store(scores + static_cast<size_t>(begin + m) * kQueries + i * kLanes, x);
+  void put_keys_and_values() {
+    put_features(n_, a_.k, a_.k_width, a_.k_column, a_.head_dim, a_.first, a_.length, keys_, n_.k, k_, s_.k_stride);
+    transpose_values(a_, n_, s_.v_stride, v_);
+  }
+  void put_block(int query, int count) {
+    put_features(n_, a_.q, a_.q_width, a_.q_column, a_.head_dim, a_.first + static_cast<size_t>(query), count,
+                 kQueries, n_.q, q_, kQueries);
+  }
+  // Raises `top` to the largest of what put(key, i, product), the score of a vector of queries, gives.
+  template <class Put>
+  OBERT_INLINE void multiply_keys(F32 (&top)[2], const Put& put) {
+    for_tiles<Element>(keys_, [&](auto tile, int begin) {
+      tile.multiply(k_ + begin, s_.k_stride, q_, (a_.head_dim + kPer - 1) / kPer, [&](int m, int i, auto sum) {
+        if (begin + m < a_.length) top[i] = max(top[i], put(begin + m, i, as_floats(sum)));
       });
     });
-
-    if (round_scores)
-      for (int i = 0; i < 2; ++i) top[i] = round_scores_of(a, scores + i * kLanes, each ? mask + i * kLanes : nullptr);
-
-    F32 total[2] = {set(0.f), set(0.f)};
-    for (int key = 0; key < a.length; ++key) {
-      for (int i = 0; i < 2; ++i) {
-        float* at = scores + static_cast<size_t>(key) * kQueries + i * kLanes;
-        const F32 p = exp_of_negative(sub(load(at), top[i]));
-        total[i] = add(total[i], p);
-        store(at, p);
-      }
-    }
-
-    F32 share[2] = {set(1.f), set(1.f)};
-    for (int i = 0; i < 2; ++i) {
-      if (a.probabilities.scale != 0.f || (a.nan_to_zero && kPer == 1)) {
-        round_weights(a, scores + i * kLanes, total[i]);
-        continue;
-      }
-      share[i] = finish_weights(n, scores + i * kLanes, a.length, total[i]);
-      // Integer sums are finite: a share of 0 makes 0 of them. The second operand where the first is NaN.
-      if (a.nan_to_zero) share[i] = max(share[i], set(0.f));
-    }
-    const Element* weights = static_cast<const Element*>(static_cast<const void*>(scores));
-    for_tiles<Element>(features, [&](auto tile, int begin) {
-      tile.multiply(v + begin, s.v_stride, weights, (a.length + kPer - 1) / kPer,
-                    [&](int m, int i, auto sum) {
-                      store(y + (begin + m) * kQueries + i * kLanes, mul(as_floats(sum), share[i]));
-                    });
-    });
-    put_queries(a, y, query);
   }
-}
+  // Makes weights of vector i of e^(s - top) and gives the factor that makes averages of their sums.
+  F32 finish(int i, F32 total) { return finish_weights(n_, scores + i * kLanes, a_.length, total); }
+  OBERT_INLINE void average_values(const F32 (&share)[2]) {
+    const Element* weights = static_cast<const Element*>(static_cast<const void*>(scores));
+    for_tiles<Element>(features_, [&](auto tile, int begin) {
+      tile.multiply(v_ + begin, s_.v_stride, weights, (a_.length + kPer - 1) / kPer, [&](int m, int i, auto sum) {
+        store(y + (begin + m) * kQueries + i * kLanes, mul(as_floats(sum), share[i]));
+      });
+    });
+  }
+
+ private:
+  using Element = typename Numbers::Element;
+  static constexpr int kPer = Numbers::kPerElement;
+  const Attention& a_;
+  const Numbers n_;
+  const AttentionScratch s_;
+  const int keys_, features_;
+  Element *k_, *v_, *q_;
+};
 
 void attention(const Attention& a) {
   Fixed fixed;
-  if (choose_fixed(a, fixed)) attend(a, fixed);
-  else attend(a, Floats());
+  if (choose_fixed(a, fixed)) attend(a, VectorProducts<Fixed>(a, fixed));
+  else attend(a, VectorProducts<Floats>(a, Floats()));
 }
 
 size_t attention_scratch(int length, int head_dim) {

@@ -1,5 +1,5 @@
 // What attention.h needs to move: heads out of and into buffers of panels, where sequences begin
-// anywhere. Include after finish.h.
+// anywhere. Include after quantize.h.
 #pragma once
 
 namespace obert {
@@ -29,6 +29,27 @@ inline void copy_tokens(const float* from, int width, int column, size_t first, 
     done += run;
   }
 }
+
+// Some features of up to kLanes tokens, a vector each, `stride` floats apart: where they lie, or in `memory`
+// [padded][kLanes] with zeros in place of what the head or the sequence does not have.
+struct FeatureRows {
+  const float* at;
+  size_t stride;
+
+  FeatureRows(const float* from, int width, int column, int features, int padded, size_t first, int count, float* memory)
+      : at(memory), stride(kLanes) {
+    if (features >= padded && count >= kLanes && first % kPanel <= kPanel - kLanes) {
+      at = from + panel_offset(first, width, column);
+      stride = kPanel;
+      return;
+    }
+    for (int i = 0; i < padded * kLanes; ++i) memory[i] = 0.f;
+    if (count <= 0) return;
+    for (int f = 0; f < least(features, padded); ++f)
+      copy_tokens(from, width, column + f, first, least(count, kLanes), memory + f * kLanes);
+  }
+  OBERT_INLINE F32 operator()(int f) const { return load(at + static_cast<size_t>(f) * stride); }
+};
 
 struct AttentionScratch {
   size_t k_stride, v_stride, k, v, q, scores, mask, y, floats;

@@ -48,62 +48,84 @@ inline float largest_lane(F32 x) {
 
 struct Extent {
   float squares;  // largest sum of squares of a token's features
-  float largest;  // largest |x|
   bool finite;
 };
 
-inline Extent extent(const float* x, int width, int column, int head_dim, size_t first, int count) {
-  F32 top = set(0.f), largest = set(0.f), all = set(0.f);
+// Calls run(value) with value(d) for each feature of each vector of tokens; lanes of others are zero.
+template <class Run>
+inline void for_tokens(const float* x, int width, int column, size_t first, int count, const Run& run) {
   for (int done = 0; done < count;) {
     const size_t t = first + static_cast<size_t>(done);
-    const int run = least(least(kLanes, count - done), kPanel - static_cast<int>(t % kPanel));
+    const int lanes = least(least(kLanes, count - done), kPanel - static_cast<int>(t % kPanel));
     const float* from = x + panel_offset(t, width, column);
-    const auto value = [&](int d) {
+    run([&](int d) {
       const float* at = from + static_cast<size_t>(d) * kPanel;
-      return run == kLanes ? load(at) : load_first(at, run);
-    };
-    F32 sum = set(0.f), more = set(0.f), larger = set(0.f);  // two chains, to halve the waiting
+      return lanes == kLanes ? load(at) : load_first(at, lanes);
+    });
+    done += lanes;
+  }
+}
+
+inline Extent extent(const float* x, int width, int column, int head_dim, size_t first, int count) {
+  F32 top = set(0.f), all = set(0.f);
+  for_tokens(x, width, column, first, count, [&](const auto& value) {
+    F32 sum = set(0.f), more = set(0.f);  // two chains, to halve the waiting
     int d = 0;
     for (; d + 1 < head_dim; d += 2) {
       const F32 v = value(d), w = value(d + 1);
       sum = fma(v, v, sum);
       more = fma(w, w, more);
-      largest = max(abs(v), largest);
-      larger = max(abs(w), larger);
     }
-    if (d < head_dim) {
-      const F32 v = value(d);
-      sum = fma(v, v, sum);
-      largest = max(abs(v), largest);
-    }
+    if (d < head_dim) sum = fma(value(d), value(d), sum);
     sum = add(sum, more);
-    largest = max(larger, largest);
     top = max(sum, top);
     all = add(all, sum);
-    done += run;
-  }
+  });
   float lanes[kLanes], total = 0;
   store(lanes, all);
   for (float l : lanes) total += l;
-  return {largest_lane(top), largest_lane(largest), total < 1e30f};  // false for NaN
+  return {largest_lane(top), total < 1e30f};  // false for NaN
 }
+
+inline float largest_value(const float* x, int width, int column, int head_dim, size_t first, int count) {
+  F32 largest = set(0.f);
+  for_tokens(x, width, column, first, count, [&](const auto& value) {
+    F32 most = set(0.f), more = set(0.f);
+    int d = 0;
+    for (; d + 1 < head_dim; d += 2) {
+      most = max(abs(value(d)), most);
+      more = max(abs(value(d + 1)), more);
+    }
+    if (d < head_dim) most = max(abs(value(d)), most);
+    largest = max(max(most, more), largest);
+  });
+  return largest_lane(largest);
+}
+
+// Of a head, over all queries and not only those of this call: results do not depend on how the work was split.
+struct Extents {
+  Extent q, k, v;
+  explicit Extents(const Attention& a)
+      : q(extent(a.q, a.q_width, a.q_column, a.head_dim, a.first, a.length)),
+        k(extent(a.k, a.k_width, a.k_column, a.head_dim, a.first, a.length)),
+        v(extent(a.v, a.v_width, a.v_column, a.head_dim, a.first, a.length)) {}
+  bool within(float scale, float least_squares, float scores) const {
+    return q.finite && k.finite && v.finite && q.squares >= least_squares && k.squares >= least_squares &&
+           v.squares >= least_squares &&
+           __builtin_fabsf(scale) * __builtin_sqrtf(q.squares) * __builtin_sqrtf(k.squares) < scores;
+  }
+};
 
 // Whether 16 bits do, and the factors.
 inline bool choose_fixed(const Attention& a, Fixed& n) {
   if (!kHasDot2 || !a.integers || a.out || a.length > kFixedTokens) return false;
   // Near a border between two codes the smallest error shows as a whole step.
   if (a.scores.scale != 0.f || a.probabilities.scale != 0.f) return false;
-  // Over all queries, not only those of this call: results do not depend on how the work was split.
-  const Extent q = extent(a.q, a.q_width, a.q_column, a.head_dim, a.first, a.length);
-  const Extent k = extent(a.k, a.k_width, a.k_column, a.head_dim, a.first, a.length);
-  const Extent v = extent(a.v, a.v_width, a.v_column, a.head_dim, a.first, a.length);
-  if (!q.finite || !k.finite || !v.finite || q.squares < 1e-30f || k.squares < 1e-30f || v.squares < 1e-30f)
-    return false;
-  const float q_length = __builtin_sqrtf(q.squares), k_length = __builtin_sqrtf(k.squares);
-  if (!(__builtin_fabsf(a.scale) * q_length * k_length < kFixedScores)) return false;
-  n.q = kFixedLength / q_length;
-  n.k = kFixedLength / k_length;
-  n.v = kFixedValue / v.largest;
+  const Extents e(a);
+  if (!e.within(a.scale, 1e-30f, kFixedScores)) return false;
+  n.q = kFixedLength / __builtin_sqrtf(e.q.squares);
+  n.k = kFixedLength / __builtin_sqrtf(e.k.squares);
+  n.v = kFixedValue / largest_value(a.v, a.v_width, a.v_column, a.head_dim, a.first, a.length);
   return true;
 }
 
@@ -152,34 +174,6 @@ inline void put_values(const Fixed& n, const I32* square, int count, int k, size
   const auto number = [&](int i) { return i < count ? round(mul(as_float(square[i]), f)) : set(0); };
   for (int i = 0; i < count; i += 2)
     store(to + static_cast<size_t>((k + i) / 2) * stride, join(number(i), number(i + 1)));
-}
-
-// Rounds [keys][kQueries] of scores where the graph does, adds the mask and gives the largest.
-inline F32 round_scores_of(const Attention& a, float* scores, const float* mask) {
-  const Rounder rounding(a.scores);
-  F32 top = set(-__builtin_inff());
-  for (int k = 0; k < a.length; ++k) {
-    float* at = scores + static_cast<size_t>(k) * kQueries;
-    F32 x = rounding(load(at));
-    if (mask) x = add(x, load(mask + static_cast<size_t>(k) * kQueries));
-    else if (a.mask) x = add(x, set(a.mask[k]));
-    top = max(top, x);
-    store(at, x);
-  }
-  return top;
-}
-
-// Makes probabilities of e^(s - top) where the graph does something to them before they are used.
-inline void round_weights(const Attention& a, float* scores, F32 total) {
-  const Rounder rounding(a.probabilities);
-  const F32 share = div(set(1.f), total);
-  for (int k = 0; k < a.length; ++k) {
-    float* at = scores + static_cast<size_t>(k) * kQueries;
-    F32 p = mul(load(at), share);
-    if (a.nan_to_zero) p = max(p, set(0.f));  // the second operand where the first is NaN
-    if (a.probabilities.scale != 0.f) p = rounding(p);
-    store(at, p);
-  }
 }
 
 // Turns [keys][kQueries] of e^(s - top) into what multiplies the values, in place, and gives the

@@ -3,6 +3,7 @@
 #pragma once
 #include "maths.h"
 #include "gelu.h"
+#include "quantize.h"
 #include "multiply_int8.h"
 #include "multiply_float.h"
 #include "finish.h"

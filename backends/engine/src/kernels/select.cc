@@ -36,7 +36,7 @@ struct Entry {
 // Best first. A table the library was not built with is left out by its macro.
 const Entry kEntries[] = {
 #ifdef OBERT_HAVE_AMX
-    {&kAmxKernels, kIsaAmxInt8 | kIsaAvx512Vnni},
+    {&kAmxKernels, kIsaAmxInt8 | kIsaAmxBf16 | kIsaAvx512Vnni},
 #endif
 #ifdef OBERT_HAVE_AVX512VNNI
     {&kAvx512VnniKernels, kIsaAvx512Vnni},
@@ -66,16 +66,18 @@ struct Chosen {
 bool named(const char* only) { return only && *only; }
 
 #if defined(OBERT_HAVE_AMX) && defined(__linux__)
-// Tile registers that the processor has, the system saves and this process may use.
-bool may_use_tiles() {
+// What multiplies tiles, where the processor has their registers, the system saves them and this process may
+// use them.
+uint32_t usable_tiles() {
   const Leaf features(7, 0);
-  if ((features.edx >> 24 & 3) != 3) return false;  // AMX-TILE, AMX-INT8
-  if (!(Leaf(1, 0).ecx & 1u << 27)) return false;   // XGETBV
+  if (!(features.edx >> 24 & 1)) return 0;      // AMX-TILE
+  if (!(Leaf(1, 0).ecx & 1u << 27)) return 0;   // XGETBV
   unsigned low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  if ((low >> 17 & 3) != 3) return false;           // XTILECFG, XTILEDATA
+  if ((low >> 17 & 3) != 3) return 0;           // XTILECFG, XTILEDATA
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return 0;
+  return (features.edx >> 25 & 1 ? kIsaAmxInt8 : 0u) | (features.edx >> 22 & 1 ? kIsaAmxBf16 : 0u);
 }
 #endif
 
@@ -93,7 +95,7 @@ uint32_t detect_isa(const char* only) {
   if (Leaf(7, 1).eax & 1u << 4) bits |= kIsaAvxVnni;
 #if defined(OBERT_HAVE_AMX) && defined(__linux__)
   // Asking has an effect on the whole process: only where tiles may be chosen.
-  if ((!named(only) || !std::strcmp(only, "amx")) && may_use_tiles()) bits |= kIsaAmxInt8;
+  if (!named(only) || !std::strcmp(only, "amx")) bits |= usable_tiles();
 #endif
 #elif defined(__aarch64__) && defined(__linux__)
   if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) bits |= kIsaNeonDot;

@@ -15,6 +15,7 @@ enum IsaBits : uint32_t {
   kIsaNeonDot = 8,
   kIsaNeonI8mm = 16,
   kIsaAmxInt8 = 32,    // AMX-TILE and AMX-INT8, usable by this process
+  kIsaAmxBf16 = 64,    // AMX-BF16, usable by this process
 };
 
 constexpr size_t kMaxTables = 8;
@@ -24,8 +25,7 @@ constexpr size_t kMaxTables = 8;
 // table be chosen that wants them.
 uint32_t detect_isa(const char* only);
 // Tables that run on a processor of these bits, best first, into tables[kMaxTables]; with `only`, a
-// name, at most that one. `amx` is chosen by its name alone: it was tested on an emulation and has not
-// been measured on a processor. Returns how many.
+// name, at most that one. Returns how many.
 size_t select_kernels(uint32_t isa, const char* only, const Kernels** tables);
 
 }  // namespace obert

@@ -56,6 +56,10 @@ template <int N>
 inline I32 shift_left(I32 a) {
   return _mm512_slli_epi32(a, N);
 }
+template <int N>
+inline I32 shift_right(I32 a) {  // zeros come in
+  return _mm512_srli_epi32(a, N);
+}
 
 inline F32 to_float(I32 a) { return _mm512_cvtepi32_ps(a); }
 inline I32 round(F32 a) { return _mm512_cvtps_epi32(a); }

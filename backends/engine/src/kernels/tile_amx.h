@@ -1,4 +1,4 @@
-// Operations on tile registers: AMX-TILE and AMX-INT8. tests/kernels/tile_emulated.h has the same in
+// Operations on tile registers: AMX-TILE, AMX-INT8 and AMX-BF16. tests/kernels/tile_emulated.h has the same in
 // plain C++.
 //
 // Assembly instead of the intrinsics of amxint8intrin.h: those take the number of a register as a
@@ -33,6 +33,11 @@ OBERT_INLINE void tile_store(void* to, size_t stride) {
 template <int C, int A, int B>
 OBERT_INLINE void tile_dot() {
   __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+// C[m][n] += sum over k, i of bfloat16 A[m][2 k + i] * B[k][2 n + i], in float32.
+template <int C, int A, int B>
+OBERT_INLINE void tile_dot_bf16() {
+  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
 }  // namespace

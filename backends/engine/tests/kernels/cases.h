@@ -49,10 +49,10 @@ class Buffer {
   T* data_;
 };
 
-// Ends the test where OBERT_TEST_AMX is set and the processor, or the system, has no AMX-INT8.
+// Ends the test where OBERT_TEST_AMX is set and the processor, or the system, has no AMX.
 inline void demand_amx() {
   if (!std::getenv("OBERT_TEST_AMX") || find_kernels("amx")) return;
-  std::fprintf(stderr, "OBERT_TEST_AMX: expected a processor and a system with AMX-INT8\n");
+  std::fprintf(stderr, "OBERT_TEST_AMX: expected a processor and a system with AMX-INT8 and AMX-BF16\n");
   std::exit(1);
 }
 

@@ -1,5 +1,6 @@
 #include "emulated_amx.h"
 
+#include "simd_emulated.h"
 #include "tables.h"
 #include "tile_emulated.h"
 
@@ -16,11 +17,32 @@ const uint32_t* expand_row(uint32_t mask, const uint32_t* from, uint32_t* to) {
 
 #include "multiply_tiles.h"
 
+#include "maths.h"
+#include "quantize.h"
+#include "attention.h"
+#include "attention_tiles.h"
+
 #include "emulated_table.h"
 
 namespace obert {
+namespace {
+
+// However small a head is.
+void attention_where_tiles_suit(const Attention& a) {
+  if (tiles_suit(a)) attention_on_tiles(a);
+  else attention(a);
+}
+
+Kernels with_attention(Kernels k) {
+  k.attention = attention_where_tiles_suit;
+  k.attention_scratch = attention_scratch_of_tiles;
+  return k;
+}
+
+}  // namespace
+
 const Kernels* emulated_amx() {
-  static const Kernels table = emulated_table("amx, emulated");
+  static const Kernels table = with_attention(emulated_table("amx, emulated"));
   return &table;
 }
 }  // namespace obert

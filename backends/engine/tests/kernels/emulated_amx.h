@@ -1,5 +1,5 @@
-// The products of src/kernels/multiply_tiles.h on emulated tile registers, with the other kernels of
-// `portable`: as tables, so that tests run them like any other.
+// The products of src/kernels/multiply_tiles.h and attention_tiles.h on emulated tile registers, with the
+// other kernels of `portable`: as tables, so that tests run them like any other.
 #pragma once
 #include <vector>
 
@@ -9,9 +9,9 @@
 
 namespace obert {
 
-// Rows expanded by a plain loop.
+// Rows expanded by a plain loop; heads of every size on tiles, where their numbers suit.
 const Kernels* emulated_amx();
-// Rows expanded as on a processor with AMX, which needs AVX-512; only in some builds.
+// Rows expanded as on a processor with AMX, which needs AVX-512, attention of `portable`; only in some builds.
 const Kernels* emulated_amx_avx512();
 
 inline std::vector<const Kernels*> emulated_amx_tables() {

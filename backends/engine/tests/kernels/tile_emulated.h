@@ -23,6 +23,10 @@ template <int C, int A, int B>
 inline void tile_dot() {
   machine_dot(C, A, B);
 }
+template <int C, int A, int B>
+inline void tile_dot_bf16() {
+  machine_dot_bf16(C, A, B);
+}
 
 }  // namespace
 }  // namespace obert

@@ -1,5 +1,6 @@
 #include "tile_machine.h"
 
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -40,6 +41,21 @@ Tile& tile(int t) {
   Tile& found = machine().tiles[t];
   expect(found.rows > 0, "a register that is configured");
   return found;
+}
+
+void expect_shapes(const Tile& sum, const Tile& x, const Tile& y) {
+  expect(sum.bytes % 4 == 0 && x.bytes % 4 == 0 && y.bytes % 4 == 0, "whole dwords");
+  expect(sum.rows == x.rows, "as many rows of sums as of the first operand");
+  expect(sum.bytes == y.bytes, "as many columns of sums as of the second operand");
+  expect(x.bytes / 4 == y.rows, "operands of the same depth");
+}
+
+float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.f, x) : x; }
+
+float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return flushed(x);
 }
 
 }  // namespace
@@ -93,16 +109,35 @@ void machine_dot(int c, int a, int b) {
   expect(c != a && c != b && a != b, "three different registers");
   Tile& sum = tile(c);
   const Tile &x = tile(a), &y = tile(b);
-  expect(sum.bytes % 4 == 0 && x.bytes % 4 == 0 && y.bytes % 4 == 0, "whole dwords");
-  expect(sum.rows == x.rows, "as many rows of sums as of the first operand");
-  expect(sum.bytes == y.bytes, "as many columns of sums as of the second operand");
-  expect(x.bytes / 4 == y.rows, "operands of the same depth");
+  expect_shapes(sum, x, y);
   for (int m = 0; m < sum.rows; ++m)
     for (int n = 0; n < sum.bytes / 4; ++n) {
       uint32_t total = static_cast<uint32_t>(sum.dword(m, n));  // wraps, as the processor's does
       for (int k = 0; k < x.bytes / 4; ++k)
         for (int i = 0; i < 4; ++i)
           total += static_cast<uint32_t>(static_cast<int8_t>(x.data[m][4 * k + i]) * y.data[k][4 * n + i]);
+      std::memcpy(sum.data[m] + 4 * n, &total, sizeof total);
+    }
+}
+
+// A multiplication and addition rounds once; first halves of pairs add up, second halves, then both to
+// what was there. Denormals are zeros wherever they come in or would come out.
+void machine_dot_bf16(int c, int a, int b) {
+  expect(c != a && c != b && a != b, "three different registers");
+  Tile& sum = tile(c);
+  const Tile &x = tile(a), &y = tile(b);
+  expect_shapes(sum, x, y);
+  const int depth = x.bytes / 4;
+  for (int m = 0; m < sum.rows; ++m)
+    for (int n = 0; n < sum.bytes / 4; ++n) {
+      float halves[2] = {0.f, 0.f};
+      for (int k = 0; k < depth; ++k) {
+        const uint32_t p = static_cast<uint32_t>(x.dword(m, k)), q = static_cast<uint32_t>(y.dword(k, n));
+        halves[0] = flushed(std::fma(float_of(p << 16), float_of(q << 16), halves[0]));
+        halves[1] = flushed(std::fma(float_of(p & 0xffff0000u), float_of(q & 0xffff0000u), halves[1]));
+      }
+      const float before = float_of(static_cast<uint32_t>(sum.dword(m, n)));
+      const float total = flushed(before + flushed(halves[0] + halves[1]));
       std::memcpy(sum.data[m] + 4 * n, &total, sizeof total);
     }
 }

@@ -1,5 +1,5 @@
-// Eight tile registers in plain C++, as the Intel 64 manual describes AMX-TILE and AMX-INT8 (LDTILECFG,
-// TILELOADD, TILESTORED, TILEZERO, TDPBSUD, TILERELEASE; palette 1). What the processor would answer
+// Eight tile registers in plain C++, as the Intel 64 manual describes AMX-TILE, AMX-INT8 and AMX-BF16
+// (LDTILECFG, TILELOADD, TILESTORED, TILEZERO, TDPBSUD, TDPBF16PS, TILERELEASE; palette 1). What the processor would answer
 // with an exception throws std::logic_error. One set of registers a thread.
 #pragma once
 #include <cstddef>
@@ -16,5 +16,6 @@ void machine_zero(int tile);
 void machine_load(int tile, const void* from, size_t stride);
 void machine_store(int tile, void* to, size_t stride);
 void machine_dot(int c, int a, int b);
+void machine_dot_bf16(int c, int a, int b);
 
 }  // namespace obert

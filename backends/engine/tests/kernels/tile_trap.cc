@@ -55,6 +55,8 @@ class Instruction {
       machine_store(reg, pointer(), stride_);
     } else if (opcode_ == 0x5e && prefix_ == kRepeat && !in_memory) {
       machine_dot(reg, rm, third_);
+    } else if (opcode_ == 0x5c && prefix_ == kRepeat && !in_memory) {
+      machine_dot_bf16(reg, rm, third_);
     } else {
       give_up("an AMX instruction that the kernels do not use");
     }

@@ -1,5 +1,8 @@
 // Tiles: the emulated registers against the manual, packing against the dense matrix, products on
 // emulated registers against dense sums.
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
 #include <stdexcept>
 
 #include "cases.h"
@@ -67,6 +70,84 @@ void check_registers() {
       }
 }
 
+float of_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+uint16_t upper_half(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return static_cast<uint16_t>(bits >> 16);
+}
+
+// Products of bfloat16: small integers, whose sums are exact in any order, and what the manual says of
+// rounding, order, denormals and numbers that are none.
+void check_floats() {
+  Random random(2);
+  for (int rows : {1, 7, 16})
+    for (int depth : {1, 5, 16})
+      for (int columns : {1, 9, 16}) {
+        TileConfig c = shapes(rows, columns * 4);
+        c.row_bytes[1] = static_cast<uint16_t>(depth * 4);
+        c.rows[2] = static_cast<uint8_t>(depth);
+        machine_configure(c);
+        uint16_t a[16][32], b[16][32];
+        float sum[16][16], before[16][16];
+        for (int i = 0; i < 16; ++i)
+          for (int j = 0; j < 32; ++j) {
+            a[i][j] = upper_half(static_cast<float>(random.integer(-100, 100)));
+            b[i][j] = upper_half(static_cast<float>(random.integer(-100, 100)));
+            before[i][j / 2] = sum[i][j / 2] = static_cast<float>(random.integer(-1000, 1000));
+          }
+        machine_load(0, sum, sizeof *sum);
+        machine_load(1, a, sizeof *a);
+        machine_load(2, b, sizeof *b);
+        machine_dot_bf16(0, 1, 2);
+        machine_store(0, sum, sizeof *sum);
+        machine_release();
+        for (int m = 0; m < 16; ++m)
+          for (int n = 0; n < 16; ++n) {
+            float want = before[m][n];
+            for (int k = 0; m < rows && n < columns && k < depth * 2; ++k)
+              want += of_bits(uint32_t{a[m][k]} << 16) * of_bits(uint32_t{b[k / 2][n * 2 + k % 2]} << 16);
+            CHECK(sum[m][n] == want, "%d x %d x %d at %d %d: %g, got %g", rows, depth, columns, m, n, want, sum[m][n]);
+          }
+      }
+
+  // One row, one column: pairs[k] are the two products of dword k, each of a number and 1 unless said.
+  const auto dot = [](float before, std::initializer_list<float> left, std::initializer_list<float> right) {
+    TileConfig c = shapes(1, 4);
+    const int depth = static_cast<int>(left.size() + 1) / 2;
+    c.row_bytes[1] = static_cast<uint16_t>(depth * 4);
+    c.rows[2] = static_cast<uint8_t>(depth);
+    machine_configure(c);
+    uint16_t a[32] = {}, b[32] = {};
+    int i = 0;
+    for (float x : left) a[i++] = upper_half(x);
+    i = 0;
+    for (float x : right) b[i++] = upper_half(x);
+    machine_load(0, &before, 4);
+    machine_load(1, a, 64);
+    machine_load(2, b, 4);
+    machine_dot_bf16(0, 1, 2);
+    machine_store(0, &before, 4);
+    machine_release();
+    return before;
+  };
+  const float tiny = 0x1p-130f, small = 0x1p-100f;
+  CHECK(dot(0, {tiny, 0}, {0x1p100f, 0}) == 0, "denormals come in as zeros");
+  CHECK(dot(0, {small, 0}, {small, 0}) == 0, "and go out as zeros");
+  CHECK(dot(tiny, {0, 0}, {0, 0}) == 0, "of the sum too");
+  CHECK(dot(0, {0x1.8p-126f, 0, -0x1p-126f, 0}, {1, 0, 1, 0}) == 0, "and between two products");
+  CHECK(dot(1, {0x1p-24f, 0x1p-24f}, {1, 1}) == 1 + 0x1p-23f, "products add up before they meet the sum");
+  CHECK(dot(0, {1, 0x1p-24f, 0x1p-24f, 0}, {1, 1, 1, 0}) == 1, "first halves apart from second halves");
+  CHECK(std::isnan(dot(0, {INFINITY, 0}, {0, 0})), "an infinity and zero");
+  CHECK(std::isnan(dot(0, {INFINITY, -INFINITY}, {1, 1})), "two infinities");
+  CHECK(dot(0, {INFINITY, 1}, {2, 1}) == INFINITY, "an infinity");
+  CHECK(std::isnan(dot(NAN, {1, 1}, {1, 1})) && std::isnan(dot(0, {NAN, 1}, {0, 1})), "NaN");
+}
+
 void check_refusals() {
   const auto configured = [](const TileConfig& c) { return !refused([&] { machine_configure(c); }); };
   TileConfig c = kFullTiles;
@@ -93,6 +174,13 @@ void check_refusals() {
   CHECK(dot(kFullTiles, 4, 6, 0), "full tiles");
   CHECK(!dot(kFullTiles, 4, 4, 0) && !dot(kFullTiles, 4, 6, 6), "one register twice");
   CHECK(!dot(kFullTiles, 4, 8, 0), "a register that does not exist");
+  const auto float_dot = [](int a, int b, int sum) {
+    return !refused([&] {
+      machine_configure(kFullTiles);
+      machine_dot_bf16(sum, a, b);
+    });
+  };
+  CHECK(float_dot(4, 6, 0) && !float_dot(4, 4, 0) && !float_dot(4, 6, 6), "one register twice, of floats");
   c = kFullTiles, c.rows[6] = 15;
   CHECK(!dot(c, 4, 6, 0), "operands of different depth");
   c = kFullTiles, c.rows[4] = 15;
@@ -171,6 +259,7 @@ void check_packing() {
 
 int main() {
   check_registers();
+  check_floats();
   check_refusals();
   check_packing();
   for (int rows : {1, 4, 15, 16, 17, 33})

@@ -1,0 +1,256 @@
+// Attention on tiles of bfloat16, near float's precision. Include after attention.h and tile_<how>.h.
+//
+// A float is a pair of bfloat16: high, the nearest to x, and low, the nearest to x - high, so that
+// |x - high - low| <= 2^-17 |x|. Products are high high + high low + low high, summed in float32; what is
+// left out is at most 2^-16 |x y|, so that a product is off by at most 2^-15 of itself, about 2^-18 in
+// the root mean square, of either sign.
+//
+//   scores [keys][queries]     rows of the first operand: keys, 32 features each
+//   y      [d][queries]        rows of the first operand: features, 32 keys each
+// The second operand holds its depth two to a dword: queries, and weights in place of their scores. The
+// dwords of values join key j of 32 with key j + 16, as panels lie, without a shuffle; only keys are transposed.
+//
+// Sums of 2 x 2 tiles, where every tile that is loaded serves two multiplications: 8 loads of 8 cycles beside
+// 12 multiplications of 16. A head of 128 tokens x 64 is bound by its exponentials, see README.md.
+//
+// Tiles read and write denormals as zero, and the pair of an infinity is NaN: `tiles_suit` leaves heads with
+// infinities or NaN, or near denormals as a whole, to floats. A softmax that is NaN reaches y in the factor of its sums.
+#pragma once
+
+namespace obert {
+namespace {
+
+static_assert(kLanes == kTileBlocks && kQueries == 2 * kTileBlocks, "a vector is a row of a tile");
+
+constexpr int kDepth = 32;                       // bfloat16 of a row
+constexpr size_t kPairTile = 2 * kTileDwords;    // a tile of high parts and one of low parts
+constexpr float kTileScores = 200.f;             // scale Q K above this asks for floats: see Extents
+constexpr float kTileSquares = 1e-20f;           // and so do lengths whose products come near denormals
+
+// The high and low parts of two vectors, those of the first in the lower halves of dwords. Halves round
+// away from zero: the low part makes up for it, and it takes one addition.
+struct SplitPair {
+  I32 high, low;
+  OBERT_INLINE SplitPair(F32 first, F32 second) {
+    const I32 half = set(0x8000), upper = set(static_cast<int32_t>(0xffff0000u));
+    const I32 a = bit_and(add(as_int(first), half), upper), b = bit_and(add(as_int(second), half), upper);
+    high = bit_or(shift_right<16>(a), b);
+    const I32 c = add(as_int(sub(first, as_float(a))), half), d = add(as_int(sub(second, as_float(b))), half);
+    low = bit_or(shift_right<16>(c), bit_and(d, upper));
+  }
+};
+
+struct TileScratch {
+  int keys, features;
+  size_t k, v, q, scores, mask, y, edge, floats;
+  TileScratch(int length, int head_dim) : keys(padded_to(length, kDepth)), features(padded_to(head_dim, kDepth)) {
+    size_t at = 0;
+    const auto take = [&](int rows, int columns) {
+      const size_t here = at;
+      at += static_cast<size_t>(rows) * static_cast<size_t>(columns);
+      return here;
+    };
+    k = take(keys, features);
+    v = take(features, keys);
+    q = take(features, kQueries);
+    scores = take(keys, kQueries);
+    mask = take(keys, kQueries);
+    y = take(features, kQueries);
+    edge = take(kDepth, kLanes);
+    floats = at;
+  }
+};
+
+// [32][kQueries] of sums of `depth` / 32 pairs of tiles: rows 0 .. 15 of `a` and rows 16 .. 31, at `next`,
+// with `b` [depth][kQueries]. The four sums take turns, so that none waits for itself.
+inline void multiply_pairs(const int32_t* a, const int32_t* next, const int32_t* b, int depth, float* sums) {
+  constexpr size_t kRow = kQueries * sizeof(float), kLow = kTileDwords, kLowRows = kTileRows * kQueries;
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+  for (int d = 0; d < depth; d += kDepth, a += kPairTile, next += kPairTile, b += 2 * kLowRows) {
+    tile_load<4>(a + kLow, kTileRowBytes);
+    tile_load<6>(b, kRow);
+    tile_dot_bf16<0, 4, 6>();
+    tile_load<7>(b + kLanes, kRow);
+    tile_dot_bf16<1, 4, 7>();
+    tile_load<5>(next + kLow, kTileRowBytes);
+    tile_dot_bf16<2, 5, 6>();
+    tile_dot_bf16<3, 5, 7>();
+    tile_load<4>(a, kTileRowBytes);
+    tile_dot_bf16<0, 4, 6>();
+    tile_dot_bf16<1, 4, 7>();
+    tile_load<5>(next, kTileRowBytes);
+    tile_dot_bf16<2, 5, 6>();
+    tile_dot_bf16<3, 5, 7>();
+    tile_load<6>(b + kLowRows, kRow);
+    tile_load<7>(b + kLowRows + kLanes, kRow);
+    tile_dot_bf16<0, 4, 6>();
+    tile_dot_bf16<1, 4, 7>();
+    tile_dot_bf16<2, 5, 6>();
+    tile_dot_bf16<3, 5, 7>();
+  }
+  tile_store<0>(sums, kRow);
+  tile_store<1>(sums + kLanes, kRow);
+  tile_store<2>(sums + kLowRows, kRow);
+  tile_store<3>(sums + kLowRows + kLanes, kRow);
+}
+
+class TileProducts {
+ public:
+  static constexpr bool kSumsKeepNan = true;
+  float *scores, *mask, *y;
+  float scale;
+
+  explicit TileProducts(const Attention& a) : scale(a.scale), a_(a), s_(a.length, a.head_dim) {
+    float* floats = static_cast<float*>(a.scratch);
+    int32_t* dwords = static_cast<int32_t*>(a.scratch);
+    k_ = dwords + s_.k, v_ = dwords + s_.v, q_ = dwords + s_.q, edge_ = floats + s_.edge;
+    scores = floats + s_.scores, mask = floats + s_.mask, y = floats + s_.y;
+  }
+
+  void put_keys_and_values() {
+    put_keys();
+    put_values();
+  }
+
+  void put_block(int query, int count) {
+    for (int half = 0; half < kQueries; half += kLanes)
+      for (int d = 0; d < s_.features; d += kDepth) {
+        const FeatureRows row(a_.q, a_.q_width, a_.q_column + d, a_.head_dim - d, kDepth,
+                              a_.first + static_cast<size_t>(query + half), count - half, edge_);
+        int32_t* to = q_ + static_cast<size_t>(d) * kQueries + half;
+        for (int j = 0; j < kTileRows; ++j, to += kQueries) {
+          const SplitPair pair(row(2 * j), row(2 * j + 1));
+          store(to, pair.high);
+          store(to + kTileRows * kQueries, pair.low);
+        }
+      }
+  }
+
+  template <class Put>
+  OBERT_INLINE void multiply_keys(F32 (&top)[2], const Put& put) {
+    const auto put_sums = [&](int begin) {
+      const int end = least(a_.length, begin + kDepth);
+      F32 left = top[0], right = top[1];  // `top` itself would be kept up to date in memory
+      for (int key = begin; key < end; ++key) {
+        const float* sums = scores + static_cast<size_t>(key) * kQueries;
+        left = max(left, put(key, 0, load(sums)));
+        right = max(right, put(key, 1, load(sums + kLanes)));
+      }
+      top[0] = left, top[1] = right;
+    };
+    const size_t strip = kPairTile * static_cast<size_t>(s_.features / kDepth);
+    for (int key = 0; key < s_.keys; key += kDepth) {
+      const int32_t* a = k_ + static_cast<size_t>(key / kTileRows) * strip;
+      multiply_pairs(a, a + strip, q_, s_.features, scores + static_cast<size_t>(key) * kQueries);
+      // While the multiplier is busy with these keys, those before them, whose stores are done.
+      if (key > 0) put_sums(key - kDepth);
+    }
+    put_sums(s_.keys - kDepth);
+  }
+
+  F32 finish(int, F32 total) { return div(set(1.f), total); }
+
+  OBERT_INLINE void average_values(const F32 (&share)[2]) {
+    split_weights();
+    const int32_t* weights = static_cast<const int32_t*>(static_cast<const void*>(scores));
+    const size_t strip = kPairTile * static_cast<size_t>(s_.keys / kDepth);
+    for (int d = 0; d < s_.features; d += kDepth) {
+      const int32_t* a = v_ + static_cast<size_t>(d / kTileRows) * strip;
+      multiply_pairs(a, a + strip, weights, s_.keys, y + static_cast<size_t>(d) * kQueries);
+    }
+    for (int d = 0; d < a_.head_dim; ++d)
+      for (int i = 0; i < 2; ++i) {
+        float* at = y + static_cast<size_t>(d) * kQueries + i * kLanes;
+        store(at, mul(load(at), share[i]));
+      }
+  }
+
+ private:
+  // [keys / 16][features / 32] pairs of tiles.
+  void put_keys() {
+    int32_t* to = k_;
+    for (int key = 0; key < s_.keys; key += kTileRows)
+      for (int d = 0; d < s_.features; d += kDepth, to += kPairTile) {
+        const FeatureRows row(a_.k, a_.k_width, a_.k_column + d, a_.head_dim - d, kDepth,
+                              a_.first + static_cast<size_t>(key), a_.length - key, edge_);
+        I32 high[kLanes], low[kLanes];
+        for (int j = 0; j < kLanes; ++j) {
+          const SplitPair pair(row(2 * j), row(2 * j + 1));
+          high[j] = pair.high, low[j] = pair.low;
+        }
+        transpose(high);
+        transpose(low);
+        for (int r = 0; r < kLanes; ++r) {
+          store(to + r * kLanes, high[r]);
+          store(to + kTileDwords + r * kLanes, low[r]);
+        }
+      }
+  }
+
+  // [features / 16][keys / 32] pairs of tiles.
+  void put_values() {
+    int32_t* to = v_;
+    for (int d = 0; d < s_.features; d += kTileRows)
+      for (int key = 0; key < s_.keys; key += kDepth, to += kPairTile) {
+        const auto rows = [&](int from, float* memory) {
+          return FeatureRows(a_.v, a_.v_width, a_.v_column + d, a_.head_dim - d, kTileRows,
+                             a_.first + static_cast<size_t>(from), a_.length - from, memory);
+        };
+        const FeatureRows left = rows(key, edge_), right = rows(key + kLanes, edge_ + kTileRows * kLanes);
+        for (int r = 0; r < kTileRows; ++r) {
+          const SplitPair pair(left(r), right(r));
+          store(to + r * kLanes, pair.high);
+          store(to + kTileDwords + r * kLanes, pair.low);
+        }
+      }
+  }
+
+  // In place: of each 32 keys, 16 rows of high parts and 16 of low parts. Keys beyond the last are zero.
+  void split_weights() {
+    for (int key = 0; key < s_.keys; key += kDepth)
+      for (int j = 0; j < kTileRows; ++j)
+        for (int i = 0; i < 2; ++i) {
+          float* at = scores + static_cast<size_t>(key + j) * kQueries + i * kLanes;
+          float* other = at + kTileRows * kQueries;
+          const SplitPair pair(key + j < a_.length ? load(at) : set(0.f),
+                               key + j + kTileRows < a_.length ? load(other) : set(0.f));
+          store(at, as_float(pair.high));
+          store(other, as_float(pair.low));
+        }
+  }
+
+  const Attention& a_;
+  const TileScratch s_;
+  int32_t *k_, *v_, *q_;
+  float* edge_;
+};
+
+// Whether a head is large enough. Beside softmax, floats take about length^2 head_dim / 8 cycles. Tiles take
+// 400 for their configuration and the first latencies, one for each element of the head, in whole 32 features (to
+// measure, split and transpose it), and 3 / 8 length^2 for each 32 features: at 32 tokens x 32 about 1,800 cycles
+// against 4,100, at 128 x 8 10,600 against 16,400. Heads of 4 features never pay.
+inline bool tiles_pay_for(const Attention& a) {
+  return a.length >= 32 && a.head_dim >= 8 && static_cast<int64_t>(a.length) * a.head_dim >= 1024;
+}
+
+// Whether pairs of bfloat16 do: finite, of a size that neither overflows nor comes near denormals, and
+// scores small enough that 2^-15 of them is little.
+inline bool tiles_suit(const Attention& a) { return Extents(a).within(a.scale, kTileSquares, kTileScores); }
+
+void attention_on_tiles(const Attention& a) {
+  // The registers are this thread's only inside this call.
+  tile_configure(kFullTiles);
+  attend(a, TileProducts(a));
+  tile_release();
+}
+
+size_t attention_scratch_of_tiles(int length, int head_dim) {
+  const size_t tiles = TileScratch(length, head_dim).floats * sizeof(float), vectors = attention_scratch(length, head_dim);
+  return tiles > vectors ? tiles : vectors;
+}
+
+}  // namespace
+}  // namespace obert

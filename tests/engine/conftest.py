@@ -147,8 +147,8 @@ for number, file in enumerate(sys.argv[2:]):
 np.savez(sys.argv[1], **results)
 """
 
-TABLES = ("portable", "avx2", "avxvnni", "avx512vnni", "neondot", "neoni8mm")
-# Nothing chooses AMX by itself yet; a processor that has it is tried on demand.
+TABLES = ("portable", "avx2", "avxvnni", "avx512vnni", "amx", "neondot", "neoni8mm")
+# Where OBERT_TEST_AMX is set, a processor or a system without AMX is an error.
 DEMANDED = {"portable"} | ({"amx"} if os.environ.get("OBERT_TEST_AMX") else set())
 
 Answers = Callable[[list[tuple[Path, Arrays]]], dict[str, list[np.ndarray]]]
@@ -165,7 +165,7 @@ def answers(tmp_path: Path) -> Answers:
             files[-1].symlink_to(file)
             np.savez(files[-1].with_suffix(".npz"), **feed)  # type: ignore[arg-type] # keywords
         found = {}
-        for isa in (*TABLES, *sorted(DEMANDED - set(TABLES))):
+        for isa in TABLES:
             out = tmp_path / f"{isa}.npz"
             done = subprocess.run(
                 [sys.executable, "-c", _ANSWER, str(out), *map(str, files)],

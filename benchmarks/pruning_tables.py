@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "pruning.md"
 RESULTS = ROOT / "benchmarks" / "results"
+_FIRST = ("magnitude", "oBERT, as published", "oBERT, joint", "A", "B", "default")
 START, END = "<!-- results: python benchmarks/pruning_tables.py -->", "<!-- end of results -->"
 
 
@@ -47,7 +48,7 @@ def section(result: dict[str, Any]) -> str:
     head = f"{result['name']}, {result['metric']} on {result['examples']} examples, dense "
     lines = [f"{head}{result['dense']:.4f} ({result['cpu']}):\n"]
     lines += _head([*(f"{level:.0%}" for level in levels), "seeds"])
-    for method in dict.fromkeys(c["method"] for c in result["cells"]):
+    for method in _methods(result["cells"]):
         seeds = {c["seed"] for c in result["cells"] if c["method"] == method}
         values = [_mean(result, method, level) for level in levels]
         shown = ["" if v is None else f"{v:.4f}" for v in values]
@@ -58,11 +59,8 @@ def section(result: dict[str, Any]) -> str:
 def ablation(results: list[dict[str, Any]]) -> str:
     """Distance to dense in points, by method and task, over the levels that all methods have."""
     columns = [f"{r['name']} at {_percent(_shared(r))}" for r in results]
-    # A mean over other levels for each task would compare nothing.
-    alike = len({tuple(_shared(r)) for r in results}) == 1
-    lines = _head(columns + ["mean of tasks"] * alike)
-    methods = dict.fromkeys(c["method"] for r in results for c in r["cells"])
-    for method in methods:
+    lines = _head([*columns, "mean of tasks"])
+    for method in _methods([c for r in results for c in r["cells"]]):
         points = []
         for result in results:
             values = [_mean(result, method, level) for level in _shared(result)]
@@ -70,13 +68,16 @@ def ablation(results: list[dict[str, Any]]) -> str:
             complete = known and len(known) == len(values)
             points.append(100 * (statistics.mean(known) - result["dense"]) if complete else None)
         shown = ["" if p is None else f"{p:+.1f}" for p in points]
-        if alike:
-            complete = [p for p in points if p is not None]
-            shown.append(
-                f"{statistics.mean(complete):+.1f}" if len(complete) == len(points) else ""
-            )
+        known = [p for p in points if p is not None]
+        shown.append(f"{statistics.mean(known):+.1f}" if len(known) == len(points) else "")
         lines.append(f"| {method} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
+
+
+def _methods(cells: list[dict[str, Any]]) -> list[str]:
+    """Names of methods, those that are known elsewhere first."""
+    found = dict.fromkeys(c["method"] for c in cells)
+    return [m for m in _FIRST if m in found] + [m for m in found if m not in _FIRST]
 
 
 def _shared(result: dict[str, Any]) -> list[float]:

@@ -290,7 +290,7 @@ class Prune(Pass):
             masks = dict(zip(names, self._choose(names, saliencies, way), strict=True))
             del saliencies
             figures, head, left = self._repair(graph, dense, masks, context)
-            notes = [*skips, *left]
+            notes = [_told_of_head(skip, head) for skip in skips] + left
             for site, pruned in zip(sites, before, strict=True):
                 mask = masks[site.name]
                 if int(mask.sum()) < pruned:
@@ -493,6 +493,12 @@ class Prune(Pass):
         again = replace(context, work=None, statistics={})
         fisher.run(graph, again)
         return again
+
+
+def _told_of_head(skip: Skip, head: dict[str, dict[str, Any]]) -> Skip:
+    if skip.subject not in head:
+        return skip
+    return Skip(skip.subject, f"{skip.reason}; repaired, and keeps all its weights")
 
 
 def _mine(sites: Sequence[LinearSite], context: Context) -> set[str]:

@@ -190,6 +190,8 @@ def test_the_head_keeps_its_weights_and_comes_nearer_to_the_dense_outputs(compre
     assert record["report"]["head_repaired"] == {}
     assert set(with_head["report"]["head_repaired"]) == set(HEAD["sequence"])
     assert not set(with_head["report"]["sites"]) & set(HEAD["sequence"])
+    told = {skip["subject"]: skip["reason"] for skip in with_head["skips"]}
+    assert all("repaired, and keeps all its weights" in told[name] for name in HEAD["sequence"])
     weights = [{s.name: s.weight() for s in find_linear_sites(g)} for g in (dense, alone, repaired)]
     for name, W in weights[1].items():
         if name in HEAD["sequence"]:

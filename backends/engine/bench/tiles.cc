@@ -82,9 +82,8 @@ void reload(int step) {
   }
 }
 
-void one_strip(int step) {
-  const uint8_t* x = panel(step);
-  tile_load<4>(weights + static_cast<size_t>(step) * kTile, kRow);
+void multiply_strip(const uint8_t* a, const uint8_t* x) {
+  tile_load<4>(a, kRow);
   tile_load<6>(x, kPanelRow);
   tile_dot<0, 4, 6>();
   tile_load<7>(x + kRow, kPanelRow);
@@ -94,6 +93,8 @@ void one_strip(int step) {
   tile_load<7>(x + 3 * kRow, kPanelRow);
   tile_dot<3, 4, 7>();
 }
+
+void one_strip(int step) { multiply_strip(weights + static_cast<size_t>(step) * kTile, panel(step)); }
 
 // The same with the loads of inputs ahead, in three registers.
 void one_strip_ahead(int step) {
@@ -131,17 +132,7 @@ void stored_first(int step) {
     const __m512i row = _mm512_load_si512(weights + static_cast<size_t>(step) * kTile + r * kRow);
     _mm512_store_si512(to + r * kRow, row);
   }
-  const uint8_t* x = panel(step);
-  tile_load<4>(stored + turn % 8 * kTile, kRow);
-  ++turn;
-  tile_load<6>(x, kPanelRow);
-  tile_dot<0, 4, 6>();
-  tile_load<7>(x + kRow, kPanelRow);
-  tile_dot<1, 4, 7>();
-  tile_load<6>(x + 2 * kRow, kPanelRow);
-  tile_dot<2, 4, 6>();
-  tile_load<7>(x + 3 * kRow, kPanelRow);
-  tile_dot<3, 4, 7>();
+  multiply_strip(stored + turn++ % 8 * kTile, panel(step));
 }
 
 struct Loop {

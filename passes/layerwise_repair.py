@@ -231,10 +231,10 @@ class _Target:
 
     def add_up(self, processes: Processes) -> None:
         """Bring together what all batches of all processes have added."""
+        for moments in self.halves or [self.moments]:
+            moments.add_up(processes.sum)
         for half in self.halves:
             self.moments.add_moments(half)
-        for moments in (self.moments, *self.halves):
-            moments.add_up(processes.sum)
 
     def system(
         self, name: str, moments: ActivationMoments | None = None

@@ -459,14 +459,16 @@ class Prune(Pass):
             behind: dict[str, BoolArray] = {}
             if self.repair_head:
                 found_behind = sites_behind(graph, [by_name[n] for n in by_rows], self.exclude)
-                behind = {s.name: np.ones(s.shape, bool) for s in found_behind}
+                behind = {
+                    s.name: np.ones(s.shape, bool) for s in found_behind if s.name not in by_rows
+                }
             walk = self.row_repair(dense, data, context.processes)
             walk.repair(graph, behind | by_rows, context.progress)
             skips += [Skip(name, _CONSTANT) for name in walk.constant]
             for name in by_rows:
                 figures[name]["repair_operations"] = walk.operations[name]
                 figures[name]["repair_positions"] = walk.positions[name]
-            for name in (name for name in behind if name not in by_rows):
+            for name in behind:
                 figure = {"repair_positions": walk.positions[name]}
                 head[name] = figure | {"damping": walk.dampings.get(name)}
         return figures, head, skips

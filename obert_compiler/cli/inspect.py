@@ -94,8 +94,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def _previews(graph: Graph) -> Iterator[dict[str, Any]]:
     """What each registered pass with its default options would do to ``graph``, or why not."""
-    from obert_compiler.graph.graph import Stage
-    from obert_compiler.pipeline.plan import plan
+    from obert_compiler.pipeline.plan import accepted_stages, plan
     from obert_compiler.pipeline.registry import PASSES, load, names
 
     for name in names(PASSES):
@@ -105,8 +104,8 @@ def _previews(graph: Graph) -> Iterator[dict[str, Any]]:
             yield {"pass": name, "runs": None, "would": f"needs {', '.join(missing)}"}
             continue
         if graph.stage not in kind.accepts:
-            accepted = " or ".join(s.value for s in Stage if s in kind.accepts)
-            yield {"pass": name, "runs": False, "would": f"not run: takes a {accepted} model"}
+            would = f"not run: takes a {accepted_stages(kind)} model"
+            yield {"pass": name, "runs": False, "would": would}
             continue
         try:
             steps = plan([kind()], graph)

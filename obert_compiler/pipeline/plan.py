@@ -9,7 +9,7 @@ from obert_compiler.errors import UsageError
 from obert_compiler.graph.graph import Graph, Stage
 from obert_compiler.pipeline.contract import Pass
 
-__all__ = ["Step", "plan"]
+__all__ = ["Step", "accepted_stages", "plan"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,15 @@ def plan(passes: Sequence[Pass], graph: Graph) -> list[Step]:
     return steps
 
 
+def accepted_stages(step: Pass | type[Pass]) -> str:
+    """The stages that a pass takes, in words."""
+    return " or ".join(stage.value for stage in Stage if stage in step.accepts)
+
+
 def _check_stage(step: Pass, stage: Stage, reached_by: str) -> None:
     if stage in step.accepts:
         return
-    accepted = " or ".join(s.value for s in Stage if s in step.accepts)
+    accepted = accepted_stages(step)
     if reached_by == step.name:
         remedy = f"'{step.name}' stands twice; keep one"
     elif reached_by:

@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--eval-data", required=True)
     parser.add_argument("--eval-rows", type=int, help="rows to measure on, all by default")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens of an example")
     parser.add_argument("--name", help="of the results")
     parser.add_argument("--title", help="of the task, for the tables")
     parser.add_argument("--results", type=Path, help="folder of the results")
@@ -56,7 +57,8 @@ def main() -> None:
     if task is None or graph.source.folder is None:
         raise SystemExit(f"{options.model}: expected a model with a task and a tokenizer")
     folder = graph.source.folder
-    held_out = Batches.open(options.eval_data, task, folder, limit=options.eval_rows)
+    length = {"max_length": options.max_length}
+    held_out = Batches.open(options.eval_data, task, folder, limit=options.eval_rows, **length)
     name = options.name or Path(options.model).name
     results = Results(options.results and options.results / f"pruning-{name}.json")
     if not results.cells:
@@ -75,7 +77,7 @@ def main() -> None:
     for seed in options.seeds:
         if all(not results.missing(m, seed, options.sparsity) for m in options.methods):
             continue
-        data = Batches.open(options.data, task, folder, limit=options.rows, seed=seed)
+        data = Batches.open(options.data, task, folder, limit=options.rows, seed=seed, **length)
         context = Context(task=task, data=data, seed=seed)
         start = time.perf_counter()
         Fisher().run(graph, context)

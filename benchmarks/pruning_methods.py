@@ -6,6 +6,7 @@ A method is a name of `METHODS` or the options of ``prune`` as text
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
@@ -33,6 +34,9 @@ METHODS = {
     "B": f"{PLAIN}steps=0.5+0.7+0.8+0.85+0.9:{_AS_TRIED}",
     "default": "",
     "default, one step": "steps=1",
+    "default, 2 even steps": "steps=2",
+    "default, 4 even steps": "steps=4",
+    "default, 8 even steps": "steps=8",
     "greedy, one step": "choice=greedy:steps=1",
     "without the head": "repair_head=false",
     "without the head, one step": "repair_head=false:steps=1",
@@ -57,23 +61,21 @@ class PlainPrune(Prune):
 def pruned_at(
     graph: Graph, method: str, context: Context, levels: list[float]
 ) -> Iterator[tuple[float, Graph]]:
-    """The pruned graph at each of ``levels`` (rising), in the order in which they are reached.
+    """The pruned graph at each of ``levels``, in the order in which they are reached.
 
     A method in steps passes lower levels on its way, with the same result as if they were the goal.
     """
     text = METHODS.get(method, method)
     prune, after = _passes(text)
-    waiting = list(levels)
+    waiting = sorted(levels)
     while waiting:
-        in_steps = len(replace(prune, sparsity=waiting[-1]).ways) > 1
-        goal = waiting[-1] if in_steps else waiting[0]
-        below = sorted(step for step in map(float, prune.steps) if step < goal)
-        reached = [*below, goal] if in_steps else [goal]
-        run = replace(prune, sparsity=goal).descend(graph.copy(), context)
-        for level, result in zip(reached, run, strict=True):
-            if level in waiting:
+        goal = waiting[-1]
+        run = replace(prune, sparsity=goal)
+        for way, result in zip(run.ways, run.descend(graph.copy(), context), strict=True):
+            reached = [x for x in waiting if math.isclose(x, 1 - (1 - goal) ** way)]
+            for level in reached:
+                waiting.remove(level)
                 yield level, _followed(result.graph, after, context)
-        waiting = [x for x in waiting if x not in reached]
 
 
 def _passes(text: str) -> tuple[Prune, list[Pass]]:

@@ -30,9 +30,9 @@ from obert_compiler.passes.prune_options import (
     check_one_of,
     check_positive,
     check_sparsity,
-    check_step,
     read_nm,
     read_override,
+    read_steps,
 )
 from obert_compiler.passes.saliency import group_is_pruned, magnitude_saliency
 from obert_compiler.passes.site_selection import matching, select_sites, sites_behind
@@ -84,7 +84,8 @@ class Prune(Pass):
             ``rows`` for the method ``fisher`` and ``none`` for ``magnitude``.
         steps: sparsities on the way to the target, with ``repair=rows``. At each, the Fisher of the
             model as repaired so far ranks what is left, and the repair starts anew from the dense
-            weights. Steps that are not below the target are not taken; ``steps=1`` takes none.
+            weights. Those that are not below the target are not taken. One whole number is how
+            many steps to take, each removing the same share of what is left; 1 goes there at once.
         nm: ``NofM`` keeps at most N weights of every M consecutive inputs, as in ``2of4``.
         scope: one ranking over all sites (``global``) or the same sparsity in each (``uniform``).
         override: ``PATTERN@SPARSITY`` for the sites that match, which leave the global ranking; the
@@ -152,8 +153,7 @@ class Prune(Pass):
             check_positive(name, getattr(self, name))
         if self.sparsity is not None:
             check_sparsity("sparsity", self.sparsity)
-        for step in self.steps:
-            check_step(step)
+        read_steps(self.steps)
         for item in self.override:
             read_override(item)
         if self.nm is not None:
@@ -205,8 +205,11 @@ class Prune(Pass):
         """The steps as shares of the way to the target, the last one 1."""
         if self.repaired_by != "rows" or self.nm is not None or self.target == 0:
             return (1.0,)
+        steps = read_steps(self.steps)
+        if isinstance(steps, int):
+            return tuple(number / steps for number in range(1, steps + 1))
         whole = math.log(max(1 - self.target, _LEAST_DENSITY))
-        below = sorted({s for s in map(float, self.steps) if s < self.target})
+        below = sorted({s for s in steps if s < self.target})
         return (*(min(1.0, math.log(1 - s) / whole) for s in below), 1.0)
 
     @property

@@ -12,9 +12,9 @@ __all__ = [
     "check_one_of",
     "check_positive",
     "check_sparsity",
-    "check_step",
     "read_nm",
     "read_override",
+    "read_steps",
 ]
 
 
@@ -59,21 +59,28 @@ def check_sparsity(what: str, value: float) -> None:
         raise UsageError(f"prune: expected {what} between 0 and 1, found {value}")
 
 
-def check_step(text: str) -> None:
-    """Check that ``text`` is a sparsity on the way.
+def read_steps(steps: tuple[str, ...]) -> int | tuple[float, ...]:
+    """Number of steps, where ``steps`` is one whole number, or else the sparsities on the way.
 
     Raises:
-        UsageError: it is no number above 0 and up to 1.
+        UsageError: neither.
     """
+    if len(steps) == 1 and steps[0].isdecimal() and int(steps[0]) >= 1:
+        return int(steps[0])
+    return tuple(_step(text) for text in steps)
+
+
+def _step(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0.0 < value <= 1.0:
         raise UsageError(
-            "prune: expected steps as sparsities above 0 and up to 1, as in 0.5+0.7, "
-            f"found '{text}'"
+            "prune: expected steps as a number of them or as sparsities above 0 and up to 1, as in "
+            f"0.5+0.7, found '{text}'"
         )
+    return value
 
 
 def read_override(item: str) -> tuple[str, float]:

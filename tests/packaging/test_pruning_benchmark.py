@@ -30,7 +30,9 @@ def benchmark(name):
 METHODS = benchmark("pruning_methods")
 
 
-@pytest.mark.parametrize("method", ["magnitude", "default", "plain:steps=0.5+0.7:samples=16"])
+@pytest.mark.parametrize(
+    "method", ["magnitude", "default", "steps=2:samples=16", "plain:steps=0.5+0.7:samples=16"]
+)
 def test_every_method_reaches_every_level(method, tiny_graph, tiny_folder):
     graph = tiny_graph("bert", "sequence")
     task = task_for(graph.source)

@@ -126,6 +126,8 @@ def test_each_step_is_the_target_of_a_shorter_run(compressed, tiny_graph, tiny_f
         ({"sparsity": 0.0}, (0.0,)),
         ({"sparsity": 1.0, "steps": ("0.5",)}, (0.5, 1.0)),
         ({"sparsity": 0.8, "steps": ("1",)}, (0.8,)),
+        ({"sparsity": 0.75, "steps": ("2",)}, (0.5, 0.75)),
+        ({"sparsity": 0.936, "steps": ("3",)}, (0.6, 0.84, 0.936)),
         ({"sparsity": 0.8, "repair": "fisher"}, (0.8,)),
         ({"sparsity": 0.8, "method": "magnitude"}, (0.8,)),
         ({"sparsity": 0.8, "method": "magnitude", "repair": "rows"}, (0.5, 0.7, 0.8)),

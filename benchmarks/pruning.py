@@ -78,7 +78,7 @@ def main() -> None:
         if all(not results.missing(m, seed, options.sparsity) for m in options.methods):
             continue
         data = Batches.open(options.data, task, folder, limit=options.rows, seed=seed, **length)
-        context = Context(task=task, data=data, seed=seed)
+        context = Context(task=task, data=data, teacher=graph, seed=seed)
         start = time.perf_counter()
         Fisher().run(graph, context)
         print(f"seed {seed}  the first Fisher: {time.perf_counter() - start:.0f} s", flush=True)

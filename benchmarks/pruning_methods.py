@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "pruned_at"]
 
 PLAIN = "plain:"
+_DISTIL = "finetune:steps=300:hidden=1.0:learning_rate=3e-4:evaluate=false"
 _AS_TRIED = "repair_samples=768:absolute_damping=1e-7:repair_head=false"
 METHODS = {
     "magnitude": "method=magnitude",
@@ -37,6 +38,8 @@ METHODS = {
     "default, 2 even steps": "steps=2",
     "default, 4 even steps": "steps=4",
     "default, 8 even steps": "steps=8",
+    "default, then 300 steps of distillation": f",{_DISTIL}",
+    "default, one step, then 300 steps of distillation": f"steps=1,{_DISTIL}",
     "greedy, one step": "choice=greedy:steps=1",
     "without the head": "repair_head=false",
     "without the head, one step": "repair_head=false:steps=1",

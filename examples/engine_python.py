@@ -2,7 +2,7 @@
 
     python examples/engine_python.py OUT/model.onnx "$(obertc engine --path)"
 
-Needs onnxruntime 1.23 or newer, numpy, and the one file that `obertc engine --path` names.
+Needs onnxruntime 1.23.1 or newer, numpy, and the one file that `obertc engine --path` names.
 """
 
 import sys

@@ -274,7 +274,7 @@ def _found() -> tuple[Any, str]:
 
     version = onnxruntime.__version__
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
-        return None, f"ONNX Runtime {version} loads no such library, 1.23 is the oldest that does"
+        return None, f"ONNX Runtime {version} loads no such library, 1.23.1 is the oldest that does"
     device = _device()
     if device is not None:  # registered by somebody else: a second time would make a second device
         return device, ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import subprocess
@@ -40,7 +41,15 @@ def test_engine_command(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(_obertc(capsys, "engine", "--json"))
     assert found["path"] == path
     assert found["onnxruntime"] == onnxruntime.__version__
-    assert found["isa"] in {"portable", "avx2", "avxvnni", "avx512vnni", "neondot", "neoni8mm"}
+    assert found["isa"] in {
+        "portable",
+        "avx2",
+        "avxvnni",
+        "avx512vnni",
+        "amx",
+        "neondot",
+        "neoni8mm",
+    }
     assert f"isa          {found['isa']}\n" in _obertc(capsys, "engine")
 
 
@@ -128,3 +137,26 @@ def test_c(model: Path, tmp_path: Path, has_compiler: bool) -> None:
     assert name == opened.get_outputs()[0].name
     found = np.array(numbers, np.float32)
     np.testing.assert_allclose(found, opened.run([name], feed)[0].ravel(), atol=1e-5)
+
+
+def test_a_runtime_that_opens_no_partial_claims_is_refused() -> None:
+    messages: list[bytes] = []
+    create = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)(
+        lambda _code, message: messages.append(message) or 1
+    )
+    table = (ctypes.c_void_p * 1)(ctypes.cast(create, ctypes.c_void_p).value)
+    get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(lambda _: ctypes.addressof(table))
+    text = ctypes.create_string_buffer(b"1.23.0")
+    version = ctypes.CFUNCTYPE(ctypes.c_void_p)(lambda: ctypes.addressof(text))
+    base = (ctypes.c_void_p * 2)(
+        *(ctypes.cast(function, ctypes.c_void_p).value for function in (get_api, version))
+    )
+    count = ctypes.c_size_t(1)
+    library = ctypes.CDLL(str(engine_library()))
+    library.CreateEpFactories.restype = ctypes.c_void_p
+    status = library.CreateEpFactories(
+        None, base, None, None, ctypes.c_size_t(1), ctypes.byref(count)
+    )
+    assert status == 1
+    assert count.value == 0
+    assert messages == [b"obert engine: expected ONNX Runtime 1.23.1 or newer, found an older one"]

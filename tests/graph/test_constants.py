@@ -98,7 +98,10 @@ def test_read_equals_onnxruntime(chain: str) -> None:
     proto = ir.to_proto(model)
     if chain == "several outputs":
         proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT8
-    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    options = onnxruntime.SessionOptions()
+    # As written: before 1.32 the optimiser aborts on a transposed DequantizeLinear with an axis.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
     expected = session.run(None, {})[0]
     got = read_constant(value)
     assert got.dtype == expected.dtype

@@ -54,7 +54,7 @@ def test_no_library(
 def test_a_runtime_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.__version__", "1.22.1")
     assert engine_absence() == (
-        "ONNX Runtime 1.22.1 loads no such library, 1.23 is the oldest that does"
+        "ONNX Runtime 1.22.1 loads no such library, 1.23.1 is the oldest that does"
     )
 
 

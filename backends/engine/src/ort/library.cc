@@ -1,4 +1,6 @@
 // What the library exports: the two functions that ONNX Runtime looks for.
+#include <cstring>
+
 #include "provider.h"
 #include "read_graph.h"
 
@@ -14,6 +16,10 @@ obert::ort::Status* refuse(const obert::ort::ApiBase* base, const char* message)
   return reinterpret_cast<Create>(const_cast<void*>(table[0]))(obert::ort::kFail, message);
 }
 
+// 1.23.0 wants copies between the engine and its own CPU provider, and has no kernel for them: a graph
+// that is claimed in part does not open there.
+bool opens_parts(const char* version) { return std::strcmp(version, "1.23.0") != 0; }
+
 }  // namespace
 
 OBERT_EXPORT obert::ort::Status* CreateEpFactories(const char*, const obert::ort::ApiBase* base,
@@ -21,7 +27,8 @@ OBERT_EXPORT obert::ort::Status* CreateEpFactories(const char*, const obert::ort
                                                    size_t room, size_t* count) noexcept {
   using namespace obert::ort;
   *count = 0;
-  if (!api.load(base)) return refuse(base, "obert engine: expected ONNX Runtime 1.23 or newer, found an older one");
+  if (!opens_parts(base->GetVersionString()) || !api.load(base))
+    return refuse(base, "obert engine: expected ONNX Runtime 1.23.1 or newer, found an older one");
   ep_functions = api.GetEpApi();
   if (room < 1) return api.CreateStatus(kInvalidArgument, "obert engine: expected room for one factory, found none");
   try {

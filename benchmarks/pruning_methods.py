@@ -38,6 +38,8 @@ METHODS = {
     "default, 2 even steps": "steps=2",
     "default, 4 even steps": "steps=4",
     "default, 8 even steps": "steps=8",
+    "default, single weights": "block=1",
+    "default, 2 of 4": "nm=2of4",
     "default, then 300 steps of distillation": f",{_DISTIL}",
     "default, one step, then 300 steps of distillation": f"steps=1,{_DISTIL}",
     "greedy, one step": "choice=greedy:steps=1",

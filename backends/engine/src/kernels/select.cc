@@ -5,6 +5,9 @@
 #include <cstring>
 
 #include "tables.h"
+#ifdef OBERT_TRAP_AMX
+#include "tile_trap.h"
+#endif
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -65,7 +68,9 @@ struct Chosen {
 
 bool named(const char* only) { return only && *only; }
 
-#if defined(OBERT_HAVE_AMX) && defined(__linux__)
+#ifdef OBERT_TRAP_AMX
+uint32_t usable_tiles() { return trap_tiles() ? kIsaAmxInt8 | kIsaAmxBf16 : 0; }
+#elif defined(OBERT_HAVE_AMX) && defined(__linux__)
 // What multiplies tiles, where the processor has their registers, the system saves them and this process may
 // use them.
 uint32_t usable_tiles() {

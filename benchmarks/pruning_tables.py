@@ -57,7 +57,7 @@ def section(result: dict[str, Any]) -> str:
 
 
 def ablation(results: list[dict[str, Any]]) -> str:
-    """Distance to dense in points, by method and task, over the levels that all methods have."""
+    """Distance to dense in points, by method and task, over the levels that the first methods have."""
     columns = [f"{r['name']} at {_percent(_shared(r))}" for r in results]
     lines = _head([*columns, "mean of tasks"])
     for method in _methods([c for r in results for c in r["cells"]]):
@@ -69,6 +69,8 @@ def ablation(results: list[dict[str, Any]]) -> str:
             points.append(100 * (statistics.mean(known) - result["dense"]) if complete else None)
         shown = ["" if p is None else f"{p:+.1f}" for p in points]
         known = [p for p in points if p is not None]
+        if not known:
+            continue
         shown.append(f"{statistics.mean(known):+.1f}" if len(known) == len(points) else "")
         lines.append(f"| {method} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
@@ -81,10 +83,11 @@ def _methods(cells: list[dict[str, Any]]) -> list[str]:
 
 
 def _shared(result: dict[str, Any]) -> list[float]:
-    """Levels that every method of a task has."""
+    """Levels that all of the methods that come first have."""
     by_method: dict[str, set[float]] = {}
     for cell in result["cells"]:
-        by_method.setdefault(cell["method"], set()).add(cell["sparsity"])
+        if cell["method"] in _FIRST:
+            by_method.setdefault(cell["method"], set()).add(cell["sparsity"])
     return sorted(set.intersection(*by_method.values()))
 
 

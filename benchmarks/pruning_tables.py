@@ -57,7 +57,7 @@ def section(result: dict[str, Any]) -> str:
 
 
 def ablation(results: list[dict[str, Any]]) -> str:
-    """Distance to dense in points, by method and task, over the levels that the first methods have."""
+    """Distance to dense in points, by method and task, over the levels of the first methods."""
     columns = [f"{r['name']} at {_percent(_shared(r))}" for r in results]
     lines = _head([*columns, "mean of tasks"])
     for method in _methods([c for r in results for c in r["cells"]]):

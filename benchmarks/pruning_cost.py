@@ -81,9 +81,15 @@ def main() -> None:
         context = Context(data=data, work=folder)
         memory = Fisher.memory * options.layers / _LAYERS
 
+        traffic: list[int] = []
+
         def estimate(examples: int) -> float:
             fisher = Fisher(samples=examples, memory=memory)
-            return processor_seconds(lambda: fisher.run(graph, context))
+
+            def run() -> None:
+                traffic.append(fisher.run(graph, context).report["traffic_bytes"])
+
+            return processor_seconds(run)
 
         # What it costs once (the module, the files) does not grow with the examples; what the first
         # call of a process costs belongs to neither.
@@ -104,6 +110,7 @@ def main() -> None:
         show("Fisher", whole, passes)
         show("solve", solved, passes)
         show("Fisher and solve", whole + solved, passes)
+        print(f"  {traffic[-1] / 1e12:.3g} TB to and from F for {measured} examples")
         if options.skip_repair:
             return
         write_data(folder / "repair.npz", _POSITIONS // _TOKENS)

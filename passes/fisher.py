@@ -145,6 +145,7 @@ class Fisher(Pass):
             "bytes_on_disk": sum(statistics.bytes_of(name) for name in layouts),
             "memory_bound_bytes": bound,
             "memory_used_bytes": run.peak_bytes,
+            "traffic_bytes": run.traffic_bytes,
             "groups": len(groups),
             "seconds": {kind: round(seconds, 3) for kind, seconds in run.seconds.items()},
             "dead_inputs": run.dead_inputs,

@@ -83,6 +83,9 @@ class Estimation:
         processes: those that share the batches; each writes the sites that fall to it.
         seconds: time spent, by kind of work, of the process that took longest.
         peak_bytes: most bytes that a process held at once.
+        traffic_bytes: bytes that went to and from memory for F, over all processes: its triangles
+            twice at every update and on their way to disk, recorded inputs and gradients once. What
+            a cache holds meanwhile, gradients and products of a tile, does not count.
         dead_inputs: inputs of a site without any gradient, where there are some.
         skips: uses and sites that do not count.
     """
@@ -98,6 +101,7 @@ class Estimation:
         default_factory=lambda: {"forward_backward": 0.0, "accumulate": 0.0, "write": 0.0}
     )
     peak_bytes: int = 0
+    traffic_bytes: int = 0
     dead_inputs: dict[str, int] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
 
@@ -148,6 +152,7 @@ class Estimation:
         self.dead_inputs = processes.merge(self.dead_inputs)
         self.skips = list(dict.fromkeys(skip for s in processes.gather(self.skips) for skip in s))
         self.peak_bytes = max(processes.gather(self.peak_bytes))
+        self.traffic_bytes = sum(processes.gather(self.traffic_bytes))
         spent = processes.gather(self.seconds)
         self.seconds = {kind: max(each[kind] for each in spent) for kind in self.seconds}
         statistics.finish(len(self.data.examples), write=processes.writer)
@@ -182,6 +187,8 @@ class Estimation:
         self, recorder: GradientRecorder, name: str, layout: BlockLayout, F: torch.Tensor
     ) -> None:
         start = time.perf_counter()
+        if recorded := recorder.bytes_of(name):
+            self.traffic_bytes += 2 * F.nbytes + recorded
         accumulate_blocks(F, layout, recorder.recorded[name])
         recorder.clear(name)
         self.seconds["accumulate"] += time.perf_counter() - start
@@ -202,6 +209,7 @@ class Estimation:
         elif dead:
             self.dead_inputs[name] = dead
         self.statistics.write_packed(name, layout, triangles)
+        self.traffic_bytes += 2 * triangles.nbytes
         self.seconds["write"] += time.perf_counter() - start
 
 

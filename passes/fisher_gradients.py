@@ -83,6 +83,11 @@ class GradientRecorder:
         }
         return sum(sizes.values())
 
+    def bytes_of(self, name: str) -> int:
+        """Bytes recorded of a site, what it shares with others included."""
+        batches = self.recorded[name]
+        return sum(x.nbytes + d.nbytes for uses in batches for x, d in uses)
+
     def waiting(self, name: str) -> int:
         """Examples recorded of a site."""
         return sum(uses[0][0].shape[0] for uses in self.recorded[name] if uses)

@@ -114,6 +114,10 @@ def test_a_tight_bound_flushes_after_every_batch(data, tmp_path, monkeypatch):
     one_batch = 4 * 5 * (6 + 6 + 6 + 6 + 6 + 10) * 4 + 4 * (10 + 3) * 4
     tight = estimate(Encoder(), data, tmp_path / "b", bound=held + one_batch)
     assert tight.peak_bytes <= held + one_batch < roomy.peak_bytes
+    # F is read and written at each update and once to be stored, what is recorded is read once.
+    recorded = 11 * 4 * (2 * 5 * (6 + 6) + 5 * (6 + 10) + (10 + 3))
+    assert roomy.traffic_bytes == (2 + 2) * held + recorded
+    assert tight.traffic_bytes == (3 * 2 + 2) * held + recorded
     for name in ("shared", "wide", "head"):
         np.testing.assert_allclose(
             tight.statistics.blocks(name), roomy.statistics.blocks(name), rtol=1e-4, atol=1e-9

@@ -151,6 +151,13 @@ TABLES = ("portable", "avx2", "avxvnni", "avx512vnni", "amx", "neondot", "neoni8
 # Where OBERT_TEST_AMX is set, a processor or a system without AMX is an error.
 DEMANDED = {"portable"} | ({"amx"} if os.environ.get("OBERT_TEST_AMX") else set())
 
+
+@pytest.fixture
+def tables() -> tuple[str, ...]:
+    """The names of all instruction sets that have kernels."""
+    return TABLES
+
+
 Answers = Callable[[list[tuple[Path, Arrays]]], dict[str, list[np.ndarray]]]
 
 

@@ -15,6 +15,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,10 @@ from obert_compiler import Batches, lower
 from obert_compiler.backends.torch.module import to_module
 from obert_compiler.passes.fisher import Fisher
 from obert_compiler.passes.fisher_matrix import FisherMatrix
-from obert_compiler.passes.layerwise_repair import LayerwiseRepair
+from obert_compiler.passes.layerwise_repair import LayerwiseRepair, RowChoice
 from obert_compiler.passes.prune import Prune
 from obert_compiler.passes.site_selection import select_sites
+from obert_compiler.passes.sparsity_allocation import choose_all_but, groups_left_by_turn
 from obert_compiler.pipeline.contract import Context, SilentProgress
 from obert_compiler.runtime.cpu import cpu_name
 
@@ -103,7 +105,7 @@ def main() -> None:
             for site in sites:
                 F, layout = statistics.blocks(site.name), statistics.layouts[site.name]
                 FisherMatrix(F, layout, 1e-2 * statistics.mean_square).saliency(
-                    site.weight(), _GROUP, Prune.choice
+                    site.weight(), _GROUP, Prune().ranking
                 )
 
         solved = processor_seconds(solve)
@@ -115,18 +117,25 @@ def main() -> None:
             return
         write_data(folder / "repair.npz", _POSITIONS // _TOKENS)
         rng = np.random.default_rng(0)
-        kept = {}
+        kept, choices = {}, {}
         pruned = graph.copy()
         for site in select_sites(pruned)[0]:
             groups = rng.random((site.shape[0], site.shape[1] // _GROUP)) >= options.sparsity
             kept[site.name] = np.repeat(groups, _GROUP, axis=1)
+            counts = groups_left_by_turn(groups.size, int(groups.sum()), Prune.turns)
+            turns = [partial(choose_all_but, left=count) for count in counts]
+            choices[site.name] = RowChoice(groups | True, np.ones(len(groups)), turns)
             site.set_weight(np.where(kept[site.name], site.weight(), np.float32(0)))
-        walk = LayerwiseRepair(
-            graph, Batches.from_arrays(folder / "repair.npz"), 1e-3, int(4 * _GB)
-        )
-        seconds = processor_seconds(lambda: walk.repair(pruned, kept, SilentProgress()))
-        show(f"row repair at {options.sparsity:.0%}", seconds, passes)
-        print(f"  {sum(walk.operations.values()):.3g} multiply-adds of factorisations")
+        for what, chosen in (("row repair", {}), ("choice by rows and repair", choices)):
+            examples = Batches.from_arrays(folder / "repair.npz")
+            walk = LayerwiseRepair(graph, examples, 1e-3, int(4 * _GB), choices=chosen)
+            start = time.perf_counter()
+            seconds = processor_seconds(partial(walk.repair, pruned.copy(), kept, SilentProgress()))
+            wall = time.perf_counter() - start
+            show(f"{what} at {options.sparsity:.0%}", seconds, passes)
+            repair, choice = walk.operations, walk.choice_operations
+            print(f"  {wall:.0f} s on the clock; multiply-adds of factorisations: ", end="")
+            print(f"repair {sum(repair.values()):.3g}, choice {sum(choice.values()):.3g}")
 
 
 def show(what: str, seconds: float, passes: float) -> None:

@@ -26,31 +26,41 @@ __all__ = ["METHODS", "pruned_at"]
 PLAIN = "plain:"
 _DISTIL = "finetune:steps=300:hidden=1.0:learning_rate=3e-4:evaluate=false"
 _AS_TRIED = "repair_samples=768:absolute_damping=1e-7:repair_head=false"
+_RANKED = "choice=single"
+_STEPS = "steps=0.5+0.7+0.8+0.85+0.9+0.95"
 METHODS = {
     "magnitude": "method=magnitude",
     "oBERT, as published": "repair=sum:absolute_damping=1e-7",
     "oBERT, joint": "repair=fisher:absolute_damping=1e-7",
     "oBERT, greedy": "repair=fisher:choice=greedy:absolute_damping=1e-7",
-    "A": f"{PLAIN}steps=1:{_AS_TRIED}",
-    "B": f"{PLAIN}steps=0.5+0.7+0.8+0.85+0.9:{_AS_TRIED}",
+    "A": f"{PLAIN}{_RANKED}:{_AS_TRIED}",
+    "B": f"{PLAIN}{_RANKED}:steps=0.5+0.7+0.8+0.85+0.9:{_AS_TRIED}",
     "default": "",
-    "default, one step": "steps=1",
+    "default, 2 turns": "turns=2",
+    "default, 8 turns": "turns=8",
     "default, 2 even steps": "steps=2",
-    "default, 4 even steps": "steps=4",
-    "default, 8 even steps": "steps=8",
+    "default, without the head": "repair_head=false",
     "default, single weights": "block=1",
     "default, 2 of 4": "nm=2of4",
     "default, then 300 steps of distillation": f",{_DISTIL}",
-    "default, one step, then 300 steps of distillation": f"steps=1,{_DISTIL}",
-    "greedy, one step": "choice=greedy:steps=1",
-    "without the head": "repair_head=false",
-    "without the head, one step": "repair_head=false:steps=1",
-    "without the head, greedy": "repair_head=false:choice=greedy",
-    "without the head, cumulative": "repair_head=false:choice=cumulative",
-    "without the head, greedy, one step": "repair_head=false:choice=greedy:steps=1",
-    "without the head, cumulative, one step": "repair_head=false:choice=cumulative:steps=1",
+    "ranked": _RANKED,
+    "ranked, in steps": f"{_RANKED}:{_STEPS}",
+    "ranked, 2 even steps": f"{_RANKED}:steps=2",
+    "ranked, 4 even steps": f"{_RANKED}:steps=4",
+    "ranked, 8 even steps": f"{_RANKED}:steps=8",
+    "ranked, in steps, single weights": f"{_RANKED}:{_STEPS}:block=1",
+    "ranked, 2 of 4": f"{_RANKED}:nm=2of4",
+    "ranked, then 300 steps of distillation": f"{_RANKED},{_DISTIL}",
+    "ranked, in steps, then 300 steps of distillation": f"{_RANKED}:{_STEPS},{_DISTIL}",
+    "ranked, without the head": f"{_RANKED}:repair_head=false",
+    "ranked, in steps, without the head": f"{_RANKED}:{_STEPS}:repair_head=false",
+    "greedy, without the head": "choice=greedy:repair_head=false",
+    "greedy, in steps, without the head": f"choice=greedy:{_STEPS}:repair_head=false",
+    "cumulative, without the head": "choice=cumulative:repair_head=false",
+    "cumulative, in steps, without the head": f"choice=cumulative:{_STEPS}:repair_head=false",
 }
-"""Of oBERT: Fisher blocks of 32, 1,024 gradients of one example each, damping 1e-7. A and B repair
+"""Of oBERT: Fisher blocks of 32, 1,024 gradients of one example each, damping 1e-7. "Ranked" are
+those that take what a ranking by the Fisher over all matrices takes. A and B do as well, and repair
 each matrix towards its own dense output from 768 examples, ridge 1e-3 towards zero, bias by means;
 A chooses once, B in steps."""
 

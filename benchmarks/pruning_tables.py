@@ -17,7 +17,15 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "pruning.md"
 RESULTS = ROOT / "benchmarks" / "results"
-_FIRST = ("magnitude", "oBERT, as published", "oBERT, joint", "A", "B", "default")
+_FIRST = (
+    "magnitude",
+    "oBERT, as published",
+    "oBERT, joint",
+    "A",
+    "B",
+    "ranked, in steps",
+    "default",
+)
 START, END = "<!-- results: python benchmarks/pruning_tables.py -->", "<!-- end of results -->"
 
 

@@ -12,11 +12,11 @@ from obert_compiler.errors import UsageError
 from obert_compiler.passes import obs
 from obert_compiler.passes.fisher_blocks import BlockLayout
 
-__all__ = ["Choice", "FisherMatrix"]
+__all__ = ["BlockChoice", "FisherMatrix"]
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
-Choice = Literal["single", "greedy", "cumulative"]
+BlockChoice = Literal["single", "greedy", "cumulative"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FisherMatrix:
     damping: float
     where: str = "matrix"
 
-    def saliency(self, W: FloatArray, group: int, choice: Choice = "single") -> FloatArray:
+    def saliency(self, W: FloatArray, group: int, choice: BlockChoice = "single") -> FloatArray:
         """Saliency of groups of ``group`` consecutive inputs, ``[out, in / group]``.
 
         Zero weights are pruned weights: they stay out of the Fisher.
@@ -68,6 +68,16 @@ class FisherMatrix:
             )
         groups = self.layout.columns // group
         return rho.reshape(self.layout.rows, -1)[:, :groups].astype(np.float32)
+
+    def output_importance(self) -> npt.NDArray[np.float64]:
+        """What a squared error of each output costs the loss, up to one factor for the matrix.
+
+        The damped diagonal summed over the inputs, ``[out]``: the gradient of a weight is that of
+        its output times its input, and all outputs have the same inputs.
+        """
+        diagonal = self.layout.join(np.einsum("kii->ki", self.F).astype(np.float64))
+        importance: npt.NDArray[np.float64] = (diagonal + self.damping).sum(axis=1)
+        return importance
 
     def repair(self, W: FloatArray, removed: BoolArray) -> tuple[FloatArray, float]:
         """``W`` without ``removed [out, in]``, the rest moved to the joint optimum of each block.

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from obert_compiler.errors import UsageError
 from obert_compiler.graph.graph import Graph, Stage
 from obert_compiler.passes.finetune import Finetune
-from obert_compiler.passes.fisher_matrix import Choice
 from obert_compiler.passes.gradual_schedule import (
     Stretch,
     StretchRate,
@@ -29,7 +28,7 @@ from obert_compiler.passes.gradual_schedule import (
     stretches,
 )
 from obert_compiler.passes.prune import Prune
-from obert_compiler.passes.prune_options import read_override
+from obert_compiler.passes.prune_options import Choice, read_override
 from obert_compiler.passes.training import LearningRate, TrainingOptions, train
 from obert_compiler.passes.training.options import DEFAULT_EPOCHS
 from obert_compiler.pipeline.checkpoint import Checkpoints
@@ -53,6 +52,7 @@ _OF_PRUNE = (
     "damping",
     "absolute_damping",
     "choice",
+    "turns",
     "repair",
     "samples",
     "repair_samples",
@@ -91,7 +91,8 @@ class Gradual(TrainingOptions):
         exclude: as in ``prune``.
         damping: as in ``prune``.
         absolute_damping: as in ``prune``.
-        choice: as in ``prune``.
+        choice: as in ``prune``; what docs/recipes.md measures is ``single``.
+        turns: as in ``prune``.
         repair: as in ``prune``.
         samples: examples for the Fisher of every pruning.
         repair_samples: as in ``prune``.
@@ -123,6 +124,7 @@ class Gradual(TrainingOptions):
     damping: float = 2e-2
     absolute_damping: float | None = None
     choice: Choice = "single"
+    turns: int = 4
     repair: Literal["auto", "rows", "fisher", "sum", "none"] = "auto"
     samples: int = 1024
     repair_samples: int = 4096

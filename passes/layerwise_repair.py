@@ -11,7 +11,7 @@ pruned run goes on with the new weights: the error of earlier layers is an input
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,14 @@ from obert_compiler.passes.activation_moments import ActivationMoments
 from obert_compiler.passes.calibration_run import real_rows
 from obert_compiler.passes.graph_stages import GraphStages, StagedRun, WalkStage, cut_into_stages
 from obert_compiler.passes.row_repair import choose_damping, repair_rows, solve_operations
+from obert_compiler.passes.row_saliency import row_saliency, saliency_operations
 from obert_compiler.pipeline.processes import Processes
 
 if TYPE_CHECKING:
     from obert_compiler.data.batches import Batches
     from obert_compiler.pipeline.contract import Progress
 
-__all__ = ["LayerwiseRepair"]
+__all__ = ["LayerwiseRepair", "RowChoice"]
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
@@ -40,6 +41,22 @@ Float64Array = npt.NDArray[np.float64]
 
 _DAMPINGS = 4
 """Choices of the ridge for a site that keeps all its weights, each ten times the one before."""
+
+
+@dataclass(frozen=True)
+class RowChoice:
+    """How the groups of one matrix are chosen that its least squares can do without.
+
+    Attributes:
+        alive: ``[out, in / group]``, False for groups that are gone already and stay so.
+        importance: ``[out]``, what an error of each output costs, by any measure.
+        turns: from the saliencies that are left (minus infinity where a group is gone), the mask of
+            all groups that are gone after each turn. Saliencies are computed anew for each.
+    """
+
+    alive: BoolArray
+    importance: npt.NDArray[np.floating]
+    turns: Sequence[Callable[[Float64Array], BoolArray]]
 
 
 @dataclass
@@ -55,7 +72,10 @@ class LayerwiseRepair:
             10, 100 or 1,000 times as much is better.
         held_bytes: bound on activations kept in memory between stages.
         processes: those that share the batches, and the rows of every site.
+        choices: of sites whose groups are chosen anew where their repair begins, from the moments
+            that it has; in place of their masks.
         operations: multiply-adds of the factorisations of each site.
+        choice_operations: those of its choice.
         positions: rows of its least squares.
         dampings: of sites that keep all their weights, what was chosen.
         plain: each matrix aims at its own dense output and not at the sum it is added to, moments
@@ -69,7 +89,9 @@ class LayerwiseRepair:
     damping: float
     held_bytes: int
     processes: Processes = field(default_factory=Processes)
+    choices: Mapping[str, RowChoice] = field(default_factory=dict)
     operations: dict[str, int] = field(default_factory=dict)
+    choice_operations: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     dampings: dict[str, float] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
@@ -109,7 +131,7 @@ class LayerwiseRepair:
                     group,
                     reads,
                     self.plain,
-                    judged=not self.plain and any(kept[s.name].all() for s in group),
+                    judged=not self.plain and any(self._whole(s, kept[s.name]) for s in group),
                 )
                 for reads, group in groups.items()
             ]
@@ -145,22 +167,51 @@ class LayerwiseRepair:
             H, T = target.system(site.name)
             where = f"site '{site.name}'"
             damping = self.damping
-            if target.halves and kept.all():
+            if target.halves and self._whole(site, kept):
                 folds = [target.system(site.name, half) for half in target.halves]
                 choices = [damping * 10**i for i in range(_DAMPINGS)]
                 damping = choose_damping(folds, W, choices, where)
                 self.dampings[site.name] = damping
-            repaired = np.zeros(kept.shape)
-            # Every process solves for some of the rows, and all get the same bytes.
-            mine = slice(self.processes.rank, None, self.processes.count)
+            if site.name in self.choices:
+                kept = self._chosen(site.name, H, T, W)
+            mine = self._mine
             part = repair_rows(H, T[:, mine], kept[mine], W[mine], damping=damping, where=where)
-            for rank, rows in enumerate(self.processes.gather(part)):
-                repaired[rank :: self.processes.count] = rows
+            repaired = self._rows_of_all(part, len(W))
             self.operations[site.name] = solve_operations(kept)
         site.set_weight(repaired.astype(np.float32))
         if bias is not None:
             mean, mean_output = target.means(site.name)
             site.set_bias((bias + mean_output - repaired @ mean).astype(np.float32))
+
+    def _whole(self, site: LinearSite, kept: BoolArray) -> bool:
+        """Whether a site keeps all its weights."""
+        return bool(kept.all()) and site.name not in self.choices
+
+    def _chosen(self, name: str, H: Float64Array, T: Float64Array, W: FloatArray) -> BoolArray:
+        """Mask ``[out, in]`` of what one site keeps."""
+        choice, mine = self.choices[name], self._mine
+        alive = choice.alive
+        self.choice_operations[name] = 0
+        for turn in choice.turns:
+            part = row_saliency(
+                H, T[:, mine], W[mine], alive[mine], damping=self.damping, where=f"site '{name}'"
+            )
+            self.choice_operations[name] += saliency_operations(alive, len(H))
+            rho = self._rows_of_all(part, len(W)) * choice.importance[:, None]
+            alive = alive & ~turn(rho)
+        return np.repeat(alive, len(H) // alive.shape[1], axis=1)
+
+    @property
+    def _mine(self) -> slice:
+        """Every process solves for some of the rows."""
+        return slice(self.processes.rank, None, self.processes.count)
+
+    def _rows_of_all(self, mine: Float64Array, rows: int) -> Float64Array:
+        """The rows of all processes, the same bytes on each."""
+        found = np.zeros((rows, mine.shape[1]))
+        for rank, part in enumerate(self.processes.gather(mine)):
+            found[rank :: self.processes.count] = part
+        return found
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ __all__ = [
     "mean_diagonal",
     "mean_square",
     "quadratic_loss",
+    "removal_cost",
     "sum_of_updates",
 ]
 
@@ -293,17 +294,38 @@ def quadratic_loss(F: FloatArray, delta: FloatArray, damping: float) -> Float64A
     return loss
 
 
+def removal_cost(inverse: Float64Array, w: Float64Array) -> Float64Array:
+    """``1/2 w^T M^-1 w`` of many small ``M``: what removing ``w`` costs, ``M`` being ``[F^-1]_QQ``.
+
+    Args:
+        inverse: ``[..., group, group]``, symmetric and positive definite.
+        w: ``[..., group]``.
+
+    Returns:
+        ``[...]``.
+    """
+    size = w.shape[-1]
+    M = [[inverse[..., i, j].copy() for j in range(i + 1)] for i in range(size)]
+    return _eliminated(M, [w[..., i].copy() for i in range(size)])
+
+
 def _group_costs(
     inverse: Float64Array, w: Float64Array, groups: npt.NDArray[np.intp]
 ) -> Float64Array:
-    """``1/2 w_Q^T ([F^-1]_QQ)^-1 w_Q`` of blocks ``[k, B, B]``, ``[k, B]`` and their groups.
+    """`removal_cost` of the groups of blocks ``[k, B, B]`` and weights ``[k, B]``."""
+    size = groups.shape[1]
+    v = [w[:, groups[:, i]] for i in range(size)]
+    M = [[inverse[:, groups[:, i], groups[:, j]] for j in range(i + 1)] for i in range(size)]
+    return _eliminated(M, v)
+
+
+def _eliminated(M: list[list[Float64Array]], v: list[Float64Array]) -> Float64Array:
+    """``1/2 v^T M^-1 v`` from arrays of the entries, lower triangle; overwrites them.
 
     Elimination on all groups of all blocks at once, entry by entry: LAPACK has a price by call that
     is above that of a system of 4.
     """
-    size = groups.shape[1]
-    v = [w[:, groups[:, i]] for i in range(size)]
-    M = [[inverse[:, groups[:, i], groups[:, j]] for j in range(i + 1)] for i in range(size)]
+    size = len(v)
     total = np.zeros(v[0].shape)
     for j in range(size):
         total += v[j] * v[j] / M[j][j]

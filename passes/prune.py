@@ -1,20 +1,21 @@
 """The pass ``prune``: removes the weights that cost least, and repairs the others.
 
-Saliency of groups from the block-diagonal Fisher and one ranking over all matrices, as in oBERT
-(arXiv 2203.07259); then the remaining weights are moved. oBERT moves them inside a Fisher block, by
-a sum over groups, where ``repair=fisher`` has the joint optimum for all groups of the block.
-``repair=rows`` moves whole rows instead, to the least squares on what the pruned layers before them
-give (`obert_compiler.passes.layerwise_repair`). High sparsities are reached in steps, each with the
-Fisher of the repaired model. Saliency, choice and repair know nothing of one another.
-docs/pruning.md has the measurements behind the defaults.
+A ranking of groups over all matrices by the block-diagonal Fisher, as in oBERT (arXiv 2203.07259),
+says how many each matrix loses. What is left moves to the least squares of whole rows, on what the
+pruned layers before them give (`obert_compiler.passes.layerwise_repair`), and which groups go is
+decided there as well (``choice=rows``), unless the ranking itself is taken (``choice=single``).
+oBERT moves weights inside a Fisher block, by a sum over groups (``repair=sum``); ``repair=fisher``
+has the joint optimum for all groups of the block. docs/pruning.md has the measurements behind the
+defaults.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,24 +24,16 @@ from obert_compiler.errors import GraphError, NumericsError, UsageError
 from obert_compiler.graph.graph import Graph, Stage
 from obert_compiler.graph.linear import find_linear_sites
 from obert_compiler.passes.fisher import Fisher
-from obert_compiler.passes.fisher_matrix import Choice, FisherMatrix
-from obert_compiler.passes.layerwise_repair import LayerwiseRepair
-from obert_compiler.passes.prune_options import (
-    check_at_least,
-    check_one_of,
-    check_positive,
-    check_sparsity,
-    read_nm,
-    read_override,
-    read_steps,
-)
+from obert_compiler.passes.fisher_matrix import FisherMatrix
+from obert_compiler.passes.layerwise_repair import LayerwiseRepair, RowChoice
+from obert_compiler.passes.prune_options import PruneOptions, read_nm, read_override
 from obert_compiler.passes.saliency import group_is_pruned, magnitude_saliency
 from obert_compiler.passes.site_selection import matching, select_sites, sites_behind
 from obert_compiler.passes.sparsity_allocation import (
-    choose_lowest,
+    choose_all_but,
+    choose_groups,
     choose_n_of_m,
-    choose_uniform,
-    groups_to_remove,
+    groups_left_by_turn,
 )
 from obert_compiler.pipeline.contract import Context, Pass, PassResult, Skip
 
@@ -51,10 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Prune"]
 
-_DEFAULT_SPARSITY = 0.5
 _FISHER_BLOCK = 32
-_LEAST_DENSITY = 1e-3
-"""Stands for the density 0 in the logarithms of steps."""
 _GB = 10**9
 _SEVERAL = "its weight is used several times, and repair=rows knows one input"
 _CONSTANT = (
@@ -66,151 +56,16 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Prune(Pass):
+class Prune(PruneOptions):
     """Set the least important weights of the Linear sites to exactly zero.
 
-    Attributes:
-        sparsity: share of groups to remove over all sites that are pruned, 0 to 1; reached exactly,
-            as the largest whole number of groups. 0.5 when neither it nor ``nm`` is given.
-        block: weights per group, consecutive inputs of one output; 1 is unstructured.
-        method: how groups are ranked: ``fisher`` (second-order information) or ``magnitude``.
-        choice: what a group counts with: ``single`` (what it costs alone, as published),
-            ``greedy`` (the groups of a Fisher block go one after another, the others repaired in
-            between; the largest increase of the loss up to its turn), ``cumulative`` (the sum of
-            the increases); with ``steps=1`` they may pay, in steps they do not.
-        repair: how the remaining weights make up for the removed ones: ``rows`` (least squares over
-            whole rows, layer by layer, needs data), ``fisher`` (inside Fisher blocks), ``sum``
-            (there, as published: the updates of the groups added up), ``none``; ``auto`` takes
-            ``rows`` for the method ``fisher`` and ``none`` for ``magnitude``.
-        steps: sparsities on the way to the target, with ``repair=rows``. At each, the Fisher of the
-            model as repaired so far ranks what is left, and the repair starts anew from the dense
-            weights. Those that are not below the target are not taken. One whole number is how
-            many steps to take, each removing the same share of what is left; 1 goes there at once.
-        nm: ``NofM`` keeps at most N weights of every M consecutive inputs, as in ``2of4``.
-        scope: one ranking over all sites (``global``) or the same sparsity in each (``uniform``).
-        override: ``PATTERN@SPARSITY`` for the sites that match, which leave the global ranking; the
-            last one that matches counts.
-        include: patterns of sites to prune instead of those in encoder layers.
-        exclude: patterns of sites to leave alone.
-        damping: what is added to the diagonal of every Fisher block, as a share of the mean
-            diagonal over all sites. One number for all of them keeps their saliencies comparable
-            where gradients are too small to tell weights apart.
-        absolute_damping: the same as a number, in place of ``damping``; the paper has 1e-7.
-        samples: examples for the ``fisher`` pass that is inserted when none was asked for, and for
-            every later step.
-        repair_samples: examples for ``repair=rows``, at most.
-        repair_positions: positions (tokens) for each input of the widest matrix that are enough for
-            ``repair=rows``; no more examples are taken than have them.
-        repair_damping: ridge of ``repair=rows`` towards the dense weights, as a share of the mean
-            diagonal of ``X^T X`` of each site.
-        repair_head: with ``repair=rows``, bring pooler and head, which keep all their weights, to
-            the outputs of the dense ones as well; ``exclude`` leaves them out.
-        memory: bound in GB (10^9 bytes) on the activations that ``repair=rows`` keeps between
-            layers; the rest goes to temporary files. The moments of a site come on top.
+    `PruneOptions` has the attributes.
     """
 
     name: ClassVar[str] = "prune"
     summary: ClassVar[str] = "remove the weights that cost least and repair the others"
     accepts: ClassVar[frozenset[Stage]] = frozenset({Stage.DENSE, Stage.PRUNED})
     produces: ClassVar[Stage | None] = Stage.PRUNED
-
-    sparsity: float | None = None
-    block: int = 4
-    method: Literal["fisher", "magnitude"] = "fisher"
-    nm: str | None = None
-    scope: Literal["global", "uniform"] = "global"
-    override: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    damping: float = 2e-2
-    absolute_damping: float | None = None
-    choice: Choice = "single"
-    repair: Literal["auto", "rows", "fisher", "sum", "none"] = "auto"
-    steps: tuple[str, ...] = ("0.5", "0.7", "0.8", "0.85", "0.9", "0.95")
-    samples: int = 1024
-    repair_samples: int = 4096
-    repair_positions: int = 16
-    repair_damping: float = 1e-3
-    repair_head: bool = True
-    memory: float = 4.0
-
-    def __post_init__(self) -> None:
-        check_one_of("method", self.method, "fisher", "magnitude")
-        check_one_of("choice", self.choice, "single", "greedy", "cumulative")
-        check_one_of("repair", self.repair, "auto", "rows", "fisher", "sum", "none")
-        check_one_of("scope", self.scope, "global", "uniform")
-        if self.repair in {"fisher", "sum"} and self.method != "fisher":
-            raise UsageError(
-                f"prune: expected method=fisher for repair={self.repair}, found magnitude"
-            )
-        if self.choice != "single" and self.method != "fisher":
-            raise UsageError(
-                f"prune: expected method=fisher for choice={self.choice}, found magnitude"
-            )
-        for name in ("block", "samples", "repair_samples", "repair_positions"):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("damping", "absolute_damping", "repair_damping", "memory"):
-            check_positive(name, getattr(self, name))
-        if self.sparsity is not None:
-            check_sparsity("sparsity", self.sparsity)
-        read_steps(self.steps)
-        for item in self.override:
-            read_override(item)
-        if self.nm is not None:
-            self._check_nm(*read_nm(self.nm))
-
-    def _check_nm(self, n: int, m: int) -> None:
-        if self.choice != "single":
-            raise UsageError(
-                f"prune: expected choice=single beside nm={self.nm}, which has no order across its "
-                f"groups, found {self.choice}"
-            )
-        if self.override or self.scope != "global":
-            raise UsageError("prune: expected nm alone, found it with override or scope; drop one")
-        if self.block not in {type(self).block, 1}:
-            raise UsageError(f"prune: expected nm or block, found nm={self.nm} and {self.block}")
-        if self.sparsity is not None and self.sparsity != 1 - n / m:
-            raise UsageError(
-                f"prune: expected no sparsity beside nm={self.nm}, which gives {1 - n / m:g}, "
-                f"found {self.sparsity}"
-            )
-
-    @property
-    def group(self) -> int:
-        """Weights that are chosen together."""
-        return self.block if self.nm is None else 1
-
-    @property
-    def span(self) -> int:
-        """Consecutive inputs that must divide a row: a group, or the M of N:M."""
-        return self.block if self.nm is None else read_nm(self.nm)[1]
-
-    @property
-    def target(self) -> float:
-        """Share of groups to remove; of N:M what it comes to."""
-        if self.nm is not None:
-            n, m = read_nm(self.nm)
-            return 1 - n / m
-        return _DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
-
-    @property
-    def repaired_by(self) -> Literal["rows", "fisher", "sum", "none"]:
-        """`repair`, with ``auto`` resolved."""
-        if self.repair == "auto":
-            return "rows" if self.method == "fisher" else "none"
-        return self.repair
-
-    @property
-    def ways(self) -> tuple[float, ...]:
-        """The steps as shares of the way to the target, the last one 1."""
-        if self.repaired_by != "rows" or self.nm is not None or self.target == 0:
-            return (1.0,)
-        steps = read_steps(self.steps)
-        if isinstance(steps, int):
-            return tuple(number / steps for number in range(1, steps + 1))
-        whole = math.log(max(1 - self.target, _LEAST_DENSITY))
-        below = sorted({s for s in steps if s < self.target})
-        return (*(min(1.0, math.log(1 - s) / whole) for s in below), 1.0)
 
     @property
     def needs_data(self) -> bool:
@@ -288,11 +143,13 @@ class Prune(Pass):
             if number:
                 context.progress.say(f"prune: step {number + 1} of {len(self.ways)}")
                 context = self._estimated_again(graph, context)
-            saliencies = self._saliencies(sites, context)
-            before = before or [int(np.isneginf(s).sum()) for s in saliencies]
-            masks = dict(zip(names, self._choose(names, saliencies, way), strict=True))
-            del saliencies
-            figures, head, left = self._repair(graph, dense, masks, context)
+            ranked = self._ranked(sites, context)
+            before = before or [int(np.isneginf(ranked[name].saliency).sum()) for name in names]
+            chosen = self._choose(names, [ranked[name].saliency for name in names], way)
+            masks = dict(zip(names, chosen, strict=True))
+            choices = self._row_choices(ranked, masks)
+            del ranked
+            figures, head, left = self._repair(graph, dense, masks, choices, context)
             notes = [_told_of_head(skip, head) for skip in skips] + left
             for site, pruned in zip(sites, before, strict=True):
                 mask = masks[site.name]
@@ -314,7 +171,7 @@ class Prune(Pass):
             "groups_removed": removed,
             "group": self.group,
             "method": self.method,
-            "choice": self.choice if self.method == "fisher" else None,
+            "choice": self.chosen_by if self.method == "fisher" else None,
             "repair": self.repaired_by,
             "steps": steps,
             "predicted_loss_increase": _total(sites, "predicted_loss_increase"),
@@ -366,13 +223,18 @@ class Prune(Pass):
         damping = self.absolute_damping or self.damping * statistics.mean_square
         return FisherMatrix(blocks, layout, damping, f"site '{site.name}'")
 
-    def _saliencies(self, sites: Sequence[LinearSite], context: Context) -> list[FloatArray]:
-        """Saliency of the groups of every site, in order."""
+    def _ranked(self, sites: Sequence[LinearSite], context: Context) -> dict[str, _Ranked]:
+        """What the choice goes by, of every site."""
         mine = _mine(sites, context)
         tracked = context.progress.track(sites, "saliency", len(sites))
-        found = {s.name: self._saliency(s, context) for s in tracked if s.name in mine}
-        merged = context.processes.merge(found)
-        return [merged[site.name] for site in sites]
+        by_rows = self.chosen_by == "rows"
+        found: dict[str, _Ranked] = {}
+        for site in tracked:
+            if site.name in mine:
+                rho = self._saliency(site, context)
+                fisher = self._fisher_of(site, context) if by_rows else None
+                found[site.name] = _Ranked(rho, fisher.output_importance() if fisher else None)
+        return context.processes.merge(found)
 
     def _saliency(self, site: LinearSite, context: Context) -> FloatArray:
         """Saliency of the groups of one site; minus infinity where pruned already."""
@@ -383,7 +245,7 @@ class Prune(Pass):
                 "model before compressing it"
             )
         if self.method == "fisher":
-            rho = self._fisher_of(site, context).saliency(W, self.group, self.choice)
+            rho = self._fisher_of(site, context).saliency(W, self.group, self.ranking)
         else:
             rho = magnitude_saliency(W, self.group)
         if not np.isfinite(rho).all():
@@ -400,28 +262,44 @@ class Prune(Pass):
         """Groups to remove of each site, the share ``way`` of the way to the target."""
         if self.nm is not None:
             return [choose_n_of_m(s, *read_nm(self.nm)) for s in saliencies]
-        target = _on_the_way(self.target, way)
         own: dict[int, float] = {}
         for item in self.override:
             pattern, sparsity = read_override(item)
             for name in matching(pattern, names, "override"):
                 own[names.index(name)] = _on_the_way(sparsity, way)
-        masks = {i: choose_uniform([saliencies[i]], sparsity)[0] for i, sparsity in own.items()}
-        shared = [i for i in range(len(names)) if i not in own]
-        chosen: list[BoolArray] = []
-        if shared:
-            rest = [saliencies[i] for i in shared]
-            if self.scope == "uniform":
-                chosen = choose_uniform(rest, target)
+        target = _on_the_way(self.target, way)
+        return choose_groups(saliencies, target, own, uniform=self.scope == "uniform")
+
+    def _row_choices(
+        self, ranked: dict[str, _Ranked], masks: dict[str, BoolArray]
+    ) -> dict[str, RowChoice]:
+        """How the walk chooses in each matrix as many groups as ``masks`` remove there."""
+        choices: dict[str, RowChoice] = {}
+        for name, (rho, importance) in ranked.items():
+            alive = ~np.isneginf(rho)
+            before = int(alive.sum())
+            left = int((~masks[name]).sum())
+            if importance is None or left == before:
+                continue
+            turns: list[Callable[[npt.NDArray[np.float64]], BoolArray]]
+            if self.nm is None:
+                counts = groups_left_by_turn(before, left, self.turns)
+                turns = [partial(choose_all_but, left=count) for count in counts]
             else:
-                chosen = choose_lowest(rest, groups_to_remove(sum(s.size for s in rest), target))
-        masks.update(zip(shared, chosen, strict=True))
-        return [masks[i] for i in range(len(names))]
+                n, m = read_nm(self.nm)
+                turns = [partial(choose_n_of_m, n=m - turn, m=m) for turn in range(1, m - n + 1)]
+            choices[name] = RowChoice(alive, importance, turns)
+        return choices
 
     def _repair(
-        self, graph: Graph, dense: Graph, masks: dict[str, BoolArray], context: Context
+        self,
+        graph: Graph,
+        dense: Graph,
+        masks: dict[str, BoolArray],
+        choices: dict[str, RowChoice],
+        context: Context,
     ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], list[Skip]]:
-        """Remove the groups of ``masks`` and repair.
+        """Remove the groups of ``masks``, or as many others as ``choices`` takes, and repair.
 
         Returns:
             Figures for the report, those of the head, what was not repaired.
@@ -458,23 +336,46 @@ class Prune(Pass):
             _set_weight(by_name[name], pruned)
         head: dict[str, dict[str, Any]] = {}
         if by_rows:
-            data = self._data(context, max(mask.shape[1] for mask in by_rows.values()))
-            behind: dict[str, BoolArray] = {}
-            if self.repair_head:
-                found_behind = sites_behind(graph, [by_name[n] for n in by_rows], self.exclude)
-                behind = {
-                    s.name: np.ones(s.shape, bool) for s in found_behind if s.name not in by_rows
-                }
-            walk = self.row_repair(dense, data, context.processes)
-            walk.repair(graph, behind | by_rows, context.progress)
-            skips += [Skip(name, _CONSTANT) for name in walk.constant]
-            for name in by_rows:
-                figures[name]["repair_operations"] = walk.operations[name]
-                figures[name]["repair_positions"] = walk.positions[name]
-            for name in behind:
-                figure = {"repair_positions": walk.positions[name]}
-                head[name] = figure | {"damping": walk.dampings.get(name)}
+            head, constant = self._repair_rows(graph, dense, by_rows, choices, context, figures)
+            skips += [Skip(name, _CONSTANT) for name in constant]
         return figures, head, skips
+
+    def _repair_rows(
+        self,
+        graph: Graph,
+        dense: Graph,
+        kept: dict[str, BoolArray],
+        choices: dict[str, RowChoice],
+        context: Context,
+        figures: dict[str, dict[str, Any]],
+    ) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Walk over the sites ``kept`` and the head, and add to ``figures``.
+
+        Returns:
+            Figures of the head, sites whose input is constant.
+        """
+        data = self._data(context, max(mask.shape[1] for mask in kept.values()))
+        behind: dict[str, BoolArray] = {}
+        if self.repair_head:
+            pruned = [site for site in find_linear_sites(graph) if site.name in kept]
+            found = sites_behind(graph, pruned, self.exclude)
+            behind = {s.name: np.ones(s.shape, bool) for s in found if s.name not in kept}
+        walk = self.row_repair(dense, data, context.processes)
+        walk.choices = choices
+        walk.repair(graph, behind | kept, context.progress)
+        for name in kept:
+            figures[name]["repair_operations"] = walk.operations[name]
+            figures[name]["repair_positions"] = walk.positions[name]
+            if name in walk.choice_operations:
+                figures[name]["choice_operations"] = walk.choice_operations[name]
+        head = {
+            name: {
+                "repair_positions": walk.positions[name],
+                "damping": walk.dampings.get(name),
+            }
+            for name in behind
+        }
+        return head, walk.constant
 
     def row_repair(self, dense: Graph, data: Batches, processes: Processes) -> LayerwiseRepair:
         """What repairs whole rows; a subclass may take another."""
@@ -498,6 +399,14 @@ class Prune(Pass):
         again = replace(context, work=None, statistics={})
         fisher.run(graph, again)
         return again
+
+
+class _Ranked(NamedTuple):
+    """Saliency of the groups of a matrix, minus infinity where pruned already; for a choice by
+    rows also what an error of each output costs."""
+
+    saliency: FloatArray
+    importance: npt.NDArray[np.float64] | None
 
 
 def _told_of_head(skip: Skip, head: dict[str, dict[str, Any]]) -> Skip:

@@ -33,7 +33,14 @@ from scipy.linalg import lapack
 from obert_compiler.errors import NumericsError
 from obert_compiler.passes.threads import threads
 
-__all__ = ["choose_damping", "repair_rows", "solve_operations"]
+__all__ = [
+    "choose_damping",
+    "damped_system",
+    "inverse_of",
+    "over_rows",
+    "repair_rows",
+    "solve_operations",
+]
 
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -68,6 +75,48 @@ def repair_rows(
         NumericsError: the moments are not finite, all inputs are zero, or the damped ``H`` is not
             positive definite.
     """
+    A, B, factor = damped_system(H, T, W, damping=damping, where=where)
+    repaired = np.zeros(kept.shape)
+    count, width = kept.sum(axis=1), kept.shape[1]
+    eliminated = np.flatnonzero((count > width - count) & (count > 0))
+    direct = np.flatnonzero((count <= width - count) & (count > 0))
+    if eliminated.size:
+        inverse = inverse_of(factor)
+        full = lapack.dpotrs(factor, B[eliminated].T, lower=1)[0].T
+        repaired[eliminated] = full
+
+        def eliminate(row: int, place: int) -> None:
+            removed = np.flatnonzero(~kept[row])
+            if removed.size:
+                within = inverse[np.ix_(removed, removed)]
+                repaired[row] -= inverse[:, removed] @ _solve(within, full[place, removed], where)
+
+        over_rows(eliminate, eliminated)
+
+    def solve(row: int, place: int) -> None:
+        del place
+        chosen = np.flatnonzero(kept[row])
+        repaired[row, chosen] = _solve(A[np.ix_(chosen, chosen)], B[row, chosen], where)
+
+    over_rows(solve, direct)
+    repaired[~kept] = 0.0
+    return repaired
+
+
+def damped_system(
+    H: Float64Array,
+    T: Float64Array,
+    W: npt.NDArray[np.floating],
+    *,
+    damping: float,
+    where: str = "matrix",
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """What all rows share: ``A = H + lambda I``, the right sides ``B = (T + lambda w_d)^T [out,
+    in]``, and the Cholesky factor of A (lower). Arguments as in `repair_rows`.
+
+    Raises:
+        NumericsError: as `repair_rows`.
+    """
     scale = float(np.mean(np.diagonal(H)))
     _check_finite(H, T, where)
     if scale <= 0:
@@ -84,31 +133,7 @@ def repair_rows(
             f"{where}: expected a positive definite H, found the eigenvalue {lowest:.3g} with "
             f"damping {damping:g} of a mean diagonal of {scale:.3g}; raise the damping"
         )
-    repaired = np.zeros(kept.shape)
-    count, width = kept.sum(axis=1), kept.shape[1]
-    eliminated = np.flatnonzero((count > width - count) & (count > 0))
-    direct = np.flatnonzero((count <= width - count) & (count > 0))
-    if eliminated.size:
-        inverse = _inverse_of(factor)
-        full = lapack.dpotrs(factor, B[eliminated].T, lower=1)[0].T
-        repaired[eliminated] = full
-
-        def eliminate(row: int, place: int) -> None:
-            removed = np.flatnonzero(~kept[row])
-            if removed.size:
-                within = inverse[np.ix_(removed, removed)]
-                repaired[row] -= inverse[:, removed] @ _solve(within, full[place, removed], where)
-
-        _over_rows(eliminate, eliminated)
-
-    def solve(row: int, place: int) -> None:
-        del place
-        chosen = np.flatnonzero(kept[row])
-        repaired[row, chosen] = _solve(A[np.ix_(chosen, chosen)], B[row, chosen], where)
-
-    _over_rows(solve, direct)
-    repaired[~kept] = 0.0
-    return repaired
+    return A, B, factor
 
 
 def choose_damping(
@@ -172,7 +197,8 @@ def _check_finite(H: Float64Array, T: Float64Array, where: str) -> None:
         )
 
 
-def _inverse_of(factor: Float64Array) -> Float64Array:
+def inverse_of(factor: Float64Array) -> Float64Array:
+    """The whole symmetric inverse of a matrix, from its Cholesky factor (lower)."""
     lower, _ = lapack.dpotri(factor, lower=1)
     lower = np.tril(lower)
     inverse: Float64Array = lower + np.tril(lower, -1).T
@@ -190,8 +216,9 @@ def _solve(matrix: Float64Array, rhs: Float64Array, where: str) -> Float64Array:
     return solved
 
 
-def _over_rows(work: Callable[[int, int], None], rows: npt.NDArray[np.intp]) -> None:
-    """``work(row, place)`` for every row; it writes that row alone, so threads change nothing."""
+def over_rows(work: Callable[[int, int], None], rows: npt.NDArray[np.intp]) -> None:
+    """``work(row, place)`` for every row, over threads; it writes that row alone, so that they
+    change nothing."""
     places = range(0, rows.size, _ROWS_PER_TASK)
 
     def some(start: int) -> None:

@@ -1,5 +1,7 @@
 """The walk on a small network, against least squares on activations computed by hand."""
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -8,8 +10,10 @@ from obert_compiler.data.batches import Batches
 from obert_compiler.errors import NumericsError
 from obert_compiler.graph import Graph, Source
 from obert_compiler.graph.linear import find_linear_sites
-from obert_compiler.passes.layerwise_repair import LayerwiseRepair
+from obert_compiler.passes.layerwise_repair import LayerwiseRepair, RowChoice
 from obert_compiler.passes.row_repair import repair_rows
+from obert_compiler.passes.row_saliency import row_saliency
+from obert_compiler.passes.sparsity_allocation import choose_all_but, groups_left_by_turn
 from obert_compiler.pipeline.contract import SilentProgress
 
 DAMPING = 1e-3
@@ -63,12 +67,12 @@ def masks(seed=1):
     return {name: rng.random((outputs, 8)) >= 0.5 for name, outputs in OUTPUTS.items()}
 
 
-def repaired(dense, kept, x, held_bytes=1 << 20, plain=False):
+def repaired(dense, kept, x, held_bytes=1 << 20, plain=False, choices=None):
     graph = dense.copy()
     for site in find_linear_sites(graph):
         site.set_weight(np.where(kept[site.name], site.weight(), np.float32(0)))
     data = Batches.from_arrays({"x": x}, batch_size=16)
-    walk = LayerwiseRepair(dense, data, DAMPING, held_bytes, plain=plain)
+    walk = LayerwiseRepair(dense, data, DAMPING, held_bytes, plain=plain, choices=choices or {})
     walk.repair(graph, kept, SilentProgress())
     return graph, walk
 
@@ -89,6 +93,43 @@ def test_each_layer_aims_at_dense_outputs_from_the_repaired_layers_before_it(bia
         shift = aim.mean(axis=0) - x_p.mean(axis=0) @ expected.T if bias else 0
         if bias:
             np.testing.assert_allclose(site.bias(), shift, rtol=1e-3, atol=1e-3)
+        x_p = np.maximum(x_p @ expected.T + shift + (x_p if residual else 0), 0)
+        x_d = np.maximum(x_d @ W.T + (x_d if residual else 0), 0)
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_groups_are_chosen_turn_by_turn_from_what_the_repaired_layers_give(turns):
+    dense, x = network(), rows()
+    before = {site.name: site.weight().astype(np.float64) for site in find_linear_sites(dense)}
+    alive = {name: np.ones((outputs, 4), bool) for name, outputs in OUTPUTS.items()}
+    alive["second"][0, :2] = False
+    importance = {name: np.arange(1.0, outputs + 1) for name, outputs in OUTPUTS.items()}
+    counts = {name: groups_left_by_turn(int(a.sum()), 9, turns) for name, a in alive.items()}
+    choices = {
+        name: RowChoice(
+            alive[name],
+            importance[name],
+            [partial(choose_all_but, left=left) for left in counts[name]],
+        )
+        for name in OUTPUTS
+    }
+    kept = {name: np.repeat(a, 2, axis=1) for name, a in alive.items()}
+    graph, walk = repaired(dense, kept, x, choices=choices)
+    x_p = x_d = x.reshape(-1, 8).astype(np.float64)
+    for site in find_linear_sites(graph):
+        W, residual = before[site.name], site.name == "second"
+        aim = x_d @ W.T + (x_d - x_p if residual else 0)
+        p, z = x_p - x_p.mean(axis=0), aim - aim.mean(axis=0)
+        left = alive[site.name]
+        for count in counts[site.name]:
+            rho = row_saliency(p.T @ p, p.T @ z, W, left, damping=DAMPING)
+            rho = rho * importance[site.name][:, None]
+            left = rho >= np.sort(rho, axis=None)[-count]
+        np.testing.assert_array_equal(site.weight() != 0, np.repeat(left, 2, axis=1))
+        assert walk.choice_operations[site.name] > 0
+        expected = repair_rows(p.T @ p, p.T @ z, site.weight() != 0, W, damping=DAMPING)
+        np.testing.assert_allclose(site.weight(), expected, rtol=1e-3, atol=1e-4)
+        shift = aim.mean(axis=0) - x_p.mean(axis=0) @ expected.T
         x_p = np.maximum(x_p @ expected.T + shift + (x_p if residual else 0), 0)
         x_d = np.maximum(x_d @ W.T + (x_d if residual else 0), 0)
 

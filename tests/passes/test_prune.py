@@ -170,13 +170,14 @@ def test_greedy_choice_takes_groups_at_their_turn(tmp_path, choice):
         }
 
 
-def test_magnitudes_have_no_turns():
-    with pytest.raises(UsageError, match="expected method=fisher for choice=greedy"):
-        Prune(method="magnitude", choice="greedy")
+@pytest.mark.parametrize("choice", ["greedy", "rows"])
+def test_magnitudes_have_no_turns(choice):
+    with pytest.raises(UsageError, match=f"expected method=fisher for choice={choice}"):
+        Prune(method="magnitude", choice=choice)
 
 
 def test_n_of_m_has_no_order_of_its_own():
-    with pytest.raises(UsageError, match="expected choice=single beside nm=2of4"):
+    with pytest.raises(UsageError, match="expected choice=rows or single beside nm=2of4"):
         Prune(nm="2of4", choice="greedy")
 
 
@@ -324,6 +325,9 @@ def test_partial_fisher_blocks_are_pruned_too(tmp_path):
         ({"override": ("a",)}, "PATTERN@SPARSITY"),
         ({"damping": 0.0}, "damping above 0"),
         ({"absolute_damping": -1.0}, "absolute_damping above 0"),
+        ({"turns": 0}, "turns of at least 1"),
+        ({"choice": "all"}, "choice auto, rows, single, greedy or cumulative, found 'all'"),
+        ({"choice": "rows", "repair": "fisher"}, "repair=rows for choice=rows, found fisher"),
         ({"samples": 0}, "samples of at least 1"),
         ({"repair_samples": 0}, "repair_samples of at least 1"),
         ({"repair_positions": 0}, "repair_positions of at least 1"),

@@ -16,6 +16,7 @@ from obert_compiler.pipeline.contract import Context, SilentProgress
 from obert_compiler.pipeline.registry import passes_from_text
 from obert_compiler.tasks import task_for
 
+STEPS = ("0.5", "0.7", "0.8", "0.9")
 ROWS = [
     {"text": f"the quick brown fox jumps over {i} lazy dogs {'again ' * (i % 7)}", "label": i % 2}
     for i in range(24)
@@ -37,7 +38,7 @@ def compressed(tiny_graph, tiny_folder):
 
 @pytest.mark.parametrize("arch", ["bert", "deberta-v3", "modernbert"])
 def test_the_mask_is_that_of_the_fisher_and_the_rest_moves(compressed, arch):
-    _, by_rows, record, _ = compressed("prune:sparsity=0.5", arch)
+    _, by_rows, record, _ = compressed("prune:sparsity=0.5:choice=single", arch)
     _, masked, _, _ = compressed("prune:sparsity=0.5:repair=none", arch)
     moved = 0
     for found, only_masked in zip(
@@ -48,6 +49,29 @@ def test_the_mask_is_that_of_the_fisher_and_the_rest_moves(compressed, arch):
     assert moved
     assert record["report"]["repair"] == "rows"
     assert all(site["repair_operations"] > 0 for site in record["report"]["sites"].values())
+
+
+@pytest.mark.parametrize("options", ["sparsity=0.6", "sparsity=0.6:block=1", "nm=2of4"])
+def test_rows_choose_as_many_groups_of_each_matrix_but_others(compressed, options):
+    _, by_rows, record, _ = compressed(f"prune:{options}")
+    _, ranked, _, _ = compressed(f"prune:{options}:choice=single")
+    assert record["report"]["choice"] == "rows"
+    differ = 0
+    pairs = zip(prunable_sites(by_rows)[0], prunable_sites(ranked)[0], strict=True)
+    for found, expected in pairs:
+        zeros, expected_zeros = found.weight() == 0, expected.weight() == 0
+        assert zeros.sum() == expected_zeros.sum()
+        differ += int((zeros != expected_zeros).sum())
+        assert record["report"]["sites"][found.name]["choice_operations"] > 0
+    assert differ
+
+
+def test_rows_leave_alone_what_was_pruned_before(compressed):
+    _, first, _, _ = compressed("prune:sparsity=0.4")
+    _, second, record, _ = compressed("prune:sparsity=0.4,prune:sparsity=0.7")
+    assert record["report"]["groups_removed"] == record["report"]["groups"] * 7 // 10
+    for a, b in zip(prunable_sites(first)[0], prunable_sites(second)[0], strict=True):
+        assert not b.weight()[a.weight() == 0].any()
 
 
 def test_the_same_seed_gives_the_same_weights(compressed):
@@ -121,16 +145,20 @@ def test_each_step_is_the_target_of_a_shorter_run(compressed, tiny_graph, tiny_f
 @pytest.mark.parametrize(
     ("options", "sparsities"),
     [
-        ({"sparsity": 0.8}, (0.5, 0.7, 0.8)),
-        ({"sparsity": 0.4}, (0.4,)),
-        ({"sparsity": 0.0}, (0.0,)),
+        ({"sparsity": 0.8}, (0.8,)),
+        ({"sparsity": 0.8, "steps": STEPS}, (0.5, 0.7, 0.8)),
+        ({"sparsity": 0.4, "steps": STEPS}, (0.4,)),
+        ({"sparsity": 0.0, "steps": STEPS}, (0.0,)),
         ({"sparsity": 1.0, "steps": ("0.5",)}, (0.5, 1.0)),
         ({"sparsity": 0.8, "steps": ("1",)}, (0.8,)),
         ({"sparsity": 0.75, "steps": ("2",)}, (0.5, 0.75)),
         ({"sparsity": 0.936, "steps": ("3",)}, (0.6, 0.84, 0.936)),
-        ({"sparsity": 0.8, "repair": "fisher"}, (0.8,)),
-        ({"sparsity": 0.8, "method": "magnitude"}, (0.8,)),
-        ({"sparsity": 0.8, "method": "magnitude", "repair": "rows"}, (0.5, 0.7, 0.8)),
+        ({"sparsity": 0.8, "steps": STEPS, "repair": "fisher"}, (0.8,)),
+        ({"sparsity": 0.8, "steps": STEPS, "method": "magnitude"}, (0.8,)),
+        (
+            {"sparsity": 0.8, "steps": STEPS, "method": "magnitude", "repair": "rows"},
+            (0.5, 0.7, 0.8),
+        ),
     ],
 )
 def test_steps_below_the_target_are_taken(options, sparsities):

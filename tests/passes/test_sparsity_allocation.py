@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from obert_compiler.passes.sparsity_allocation import (
+    choose_groups,
     choose_lowest,
     choose_n_of_m,
     choose_uniform,
+    groups_left_by_turn,
     groups_to_remove,
 )
 
@@ -76,3 +78,30 @@ def test_n_of_m_settles_ties_by_position():
     np.testing.assert_array_equal(
         choose_n_of_m(np.ones((1, 4)), 2, 4), [[True, True, False, False]]
     )
+
+
+def test_a_matrix_with_a_sparsity_of_its_own_leaves_the_common_ranking():
+    rng = np.random.default_rng(1)
+    saliencies = [rng.random((4, 5)), rng.random((4, 5)), 10 + rng.random((4, 5))]
+    masks = choose_groups(saliencies, 0.5, {1: 0.25})
+    assert [int(m.sum()) for m in masks] == [20, 5, 0]
+    assert [int(m.sum()) for m in choose_groups(saliencies, 0.5, {1: 0.25}, uniform=True)] == [
+        10,
+        5,
+        10,
+    ]
+    assert [int(m.sum()) for m in choose_groups(saliencies, 0.5, dict.fromkeys(range(3), 1.0))] == [
+        20
+    ] * 3
+
+
+@given(st.integers(0, 5000), st.floats(0, 1), st.integers(1, 9))
+def test_every_turn_removes_about_the_same_share(alive, kept, turns):
+    left = int(alive * kept)
+    counts = groups_left_by_turn(alive, left, turns)
+    assert len(counts) == turns
+    assert counts[-1] == left
+    assert sorted([alive, *counts], reverse=True) == [alive, *counts]
+    if left:
+        for before, after in itertools.pairwise([alive, *counts]):
+            assert abs(after - before * (left / alive) ** (1 / turns)) <= 1

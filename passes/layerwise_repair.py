@@ -24,8 +24,7 @@ from obert_compiler.graph.linear import LinearSite, find_linear_sites
 from obert_compiler.passes.activation_moments import ActivationMoments
 from obert_compiler.passes.calibration_run import real_rows
 from obert_compiler.passes.graph_stages import GraphStages, StagedRun, WalkStage, cut_into_stages
-from obert_compiler.passes.row_repair import choose_damping, repair_rows, solve_operations
-from obert_compiler.passes.row_saliency import row_saliency, saliency_operations
+from obert_compiler.passes.row_repair import RowSystem, choose_damping, solve_operations
 from obert_compiler.pipeline.processes import Processes
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class LayerwiseRepair:
         choices: of sites whose groups are chosen anew where their repair begins, from the moments
             that it has; in place of their masks.
         operations: multiply-adds of the factorisations of each site.
-        choice_operations: those of its choice.
+        choice_operations: those of its choice, one repair for each turn.
         positions: rows of its least squares.
         dampings: of sites that keep all their weights, what was chosen.
         plain: each matrix aims at its own dense output and not at the sum it is added to, moments
@@ -172,11 +171,11 @@ class LayerwiseRepair:
                 choices = [damping * 10**i for i in range(_DAMPINGS)]
                 damping = choose_damping(folds, W, choices, where)
                 self.dampings[site.name] = damping
-            if site.name in self.choices:
-                kept = self._chosen(site.name, H, T, W)
             mine = self._mine
-            part = repair_rows(H, T[:, mine], kept[mine], W[mine], damping=damping, where=where)
-            repaired = self._rows_of_all(part, len(W))
+            system = RowSystem(H, T[:, mine], W[mine], damping=damping, where=where)
+            if site.name in self.choices:
+                kept = self._chosen(site.name, system)
+            repaired = self._rows_of_all(system.repaired(kept[mine]), len(W))
             self.operations[site.name] = solve_operations(kept)
         site.set_weight(repaired.astype(np.float32))
         if bias is not None:
@@ -187,19 +186,16 @@ class LayerwiseRepair:
         """Whether a site keeps all its weights."""
         return bool(kept.all()) and site.name not in self.choices
 
-    def _chosen(self, name: str, H: Float64Array, T: Float64Array, W: FloatArray) -> BoolArray:
-        """Mask ``[out, in]`` of what one site keeps."""
-        choice, mine = self.choices[name], self._mine
-        alive = choice.alive
+    def _chosen(self, name: str, system: RowSystem) -> BoolArray:
+        """Mask ``[out, in]`` of what one site keeps; ``system`` has the rows of this process."""
+        choice = self.choices[name]
+        alive, group = choice.alive, len(system.A) // choice.alive.shape[1]
         self.choice_operations[name] = 0
         for turn in choice.turns:
-            part = row_saliency(
-                H, T[:, mine], W[mine], alive[mine], damping=self.damping, where=f"site '{name}'"
-            )
-            self.choice_operations[name] += saliency_operations(alive, len(H))
-            rho = self._rows_of_all(part, len(W)) * choice.importance[:, None]
-            alive = alive & ~turn(rho)
-        return np.repeat(alive, len(H) // alive.shape[1], axis=1)
+            self.choice_operations[name] += solve_operations(np.repeat(alive, group, axis=1))
+            rho = self._rows_of_all(system.saliency(alive[self._mine]), len(alive))
+            alive = alive & ~turn(rho * choice.importance[:, None])
+        return np.repeat(alive, group, axis=1)
 
     @property
     def _mine(self) -> slice:

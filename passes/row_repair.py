@@ -19,28 +19,25 @@ inputs a row costs ``k^3 / 3`` multiply-adds for its Cholesky factor. Written ov
 
 it costs ``r^3 / 3``, after one factorisation of A that all rows share (block elimination). Each row
 takes the smaller of the two; `solve_operations` counts them. All of it is float64.
+
+Which inputs a row can do without follows from the same system (`RowSystem.saliency`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack
 
 from obert_compiler.errors import NumericsError
+from obert_compiler.passes.obs import removal_cost
 from obert_compiler.passes.threads import threads
 
-__all__ = [
-    "choose_damping",
-    "damped_system",
-    "inverse_of",
-    "over_rows",
-    "repair_rows",
-    "solve_operations",
-]
+__all__ = ["RowSystem", "choose_damping", "solve_operations"]
 
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -48,92 +45,129 @@ BoolArray = npt.NDArray[np.bool_]
 _ROWS_PER_TASK = 16
 
 
-def repair_rows(
-    H: Float64Array,
-    T: Float64Array,
-    kept: BoolArray,
-    W: npt.NDArray[np.floating],
-    *,
-    damping: float,
-    where: str = "matrix",
-) -> Float64Array:
-    """The kept weights of every row at their least squares, the others exactly zero.
+class RowSystem:
+    """The least squares of the rows of one matrix, for any choice of their inputs.
 
     Args:
         H: ``X_p^T X_p``, float64 ``[in, in]``, not damped.
         T: ``X_p^T X_d W^T``, float64 ``[in, out]``.
-        kept: ``[out, in]``, False where a weight is to be zero.
         W: dense weights ``[out, in]``, what the ridge pulls to.
         damping: lambda as a share of the mean diagonal of ``H``; above 0. An input that is always
             zero then keeps its dense weight.
         where: the matrix, for messages.
 
-    Returns:
-        float64 ``[out, in]``.
+    Attributes:
+        A: the damped ``H``.
 
     Raises:
         NumericsError: the moments are not finite, all inputs are zero, or the damped ``H`` is not
             positive definite.
     """
-    A, B, factor = damped_system(H, T, W, damping=damping, where=where)
-    repaired = np.zeros(kept.shape)
-    count, width = kept.sum(axis=1), kept.shape[1]
-    eliminated = np.flatnonzero((count > width - count) & (count > 0))
-    direct = np.flatnonzero((count <= width - count) & (count > 0))
-    if eliminated.size:
-        inverse = inverse_of(factor)
-        full = lapack.dpotrs(factor, B[eliminated].T, lower=1)[0].T
-        repaired[eliminated] = full
 
-        def eliminate(row: int, place: int) -> None:
+    def __init__(
+        self,
+        H: Float64Array,
+        T: Float64Array,
+        W: npt.NDArray[np.floating],
+        *,
+        damping: float,
+        where: str = "matrix",
+    ) -> None:
+        scale = float(np.mean(np.diagonal(H)))
+        _check_finite(H, T, where)
+        if scale <= 0:
+            raise NumericsError(
+                f"{where}: expected inputs that differ from zero, found none in the data; exclude "
+                "the site, or give data that reaches it"
+            )
+        self.A = H + damping * scale * np.eye(len(H))
+        self._B = (T + damping * scale * W.T.astype(np.float64)).T
+        self._where = where
+        self._factor, failed = lapack.dpotrf(self.A, lower=1)
+        if failed:
+            lowest = float(np.linalg.eigvalsh(self.A)[0])
+            raise NumericsError(
+                f"{where}: expected a positive definite H, found the eigenvalue {lowest:.3g} with "
+                f"damping {damping:g} of a mean diagonal of {scale:.3g}; raise the damping"
+            )
+
+    def repaired(self, kept: BoolArray) -> Float64Array:
+        """The kept weights of every row at their least squares, the others exactly zero.
+
+        Args:
+            kept: ``[out, in]``, False where a weight is to be zero.
+
+        Returns:
+            float64 ``[out, in]``.
+
+        Raises:
+            NumericsError: a part of the damped ``H`` is not positive definite.
+        """
+        repaired = np.zeros(kept.shape)
+        count, width = kept.sum(axis=1), kept.shape[1]
+        eliminated = np.flatnonzero((count > width - count) & (count > 0))
+        direct = np.flatnonzero((count <= width - count) & (count > 0))
+        if eliminated.size:
+            # Before the threads, which would each work them out.
+            inverse, full = self._inverse, self._full
+            repaired[eliminated] = full[eliminated]
+
+        def eliminate(row: int) -> None:
             removed = np.flatnonzero(~kept[row])
             if removed.size:
                 within = inverse[np.ix_(removed, removed)]
-                repaired[row] -= inverse[:, removed] @ _solve(within, full[place, removed], where)
+                moved = _solve(within, full[row, removed], self._where)
+                repaired[row] -= inverse[:, removed] @ moved
 
-        over_rows(eliminate, eliminated)
+        def solve(row: int) -> None:
+            chosen = np.flatnonzero(kept[row])
+            part = self.A[np.ix_(chosen, chosen)]
+            repaired[row, chosen] = _solve(part, self._B[row, chosen], self._where)
 
-    def solve(row: int, place: int) -> None:
-        del place
-        chosen = np.flatnonzero(kept[row])
-        repaired[row, chosen] = _solve(A[np.ix_(chosen, chosen)], B[row, chosen], where)
+        _over_rows(eliminate, eliminated)
+        _over_rows(solve, direct)
+        repaired[~kept] = 0.0
+        return repaired
 
-    over_rows(solve, direct)
-    repaired[~kept] = 0.0
-    return repaired
+    def saliency(self, alive: BoolArray) -> Float64Array:
+        """What the loss of a group would add to half the squared error of its row, about.
 
+        ``rho_Q = 1/2 v_Q^T ([A^-1]_QQ)^-1 v_Q``, with ``v`` the least squares of the row over what
+        it still keeps. With all inputs there this is the increase itself, all other weights solved
+        for again (Hassibi and Stork 1993; by rows as in Optimal Brain Compression, equation 3,
+        where ``v`` are the dense weights; here it already makes up for what the layers before have
+        lost). With some of them gone it is below it: ``A_KK^-1``, of each row, would be in place of
+        ``A^-1``, at two to three times the price, and chooses no better (docs/pruning.md).
 
-def damped_system(
-    H: Float64Array,
-    T: Float64Array,
-    W: npt.NDArray[np.floating],
-    *,
-    damping: float,
-    where: str = "matrix",
-) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """What all rows share: ``A = H + lambda I``, the right sides ``B = (T + lambda w_d)^T [out,
-    in]``, and the Cholesky factor of A (lower). Arguments as in `repair_rows`.
+        Args:
+            alive: ``[out, in / group]``, False where a group is gone already.
 
-    Raises:
-        NumericsError: as `repair_rows`.
-    """
-    scale = float(np.mean(np.diagonal(H)))
-    _check_finite(H, T, where)
-    if scale <= 0:
-        raise NumericsError(
-            f"{where}: expected inputs that differ from zero, found none in the data; exclude the "
-            "site, or give data that reaches it"
-        )
-    A = H + damping * scale * np.eye(len(H))
-    B = (T + damping * scale * W.T.astype(np.float64)).T
-    factor, failed = lapack.dpotrf(A, lower=1)
-    if failed:
-        lowest = float(np.linalg.eigvalsh(A)[0])
-        raise NumericsError(
-            f"{where}: expected a positive definite H, found the eigenvalue {lowest:.3g} with "
-            f"damping {damping:g} of a mean diagonal of {scale:.3g}; raise the damping"
-        )
-    return A, B, factor
+        Returns:
+            float64 ``[out, in / group]``, not negative; minus infinity where not alive. An error of
+            one row is not one of another: weight them before they are compared.
+
+        Raises:
+            NumericsError: a part of the damped ``H`` is not positive definite.
+        """
+        count = alive.shape[1]
+        group = len(self.A) // count
+        numbers = np.arange(count)
+        inverse = self._inverse.reshape(count, group, count, group)[numbers, :, numbers, :]
+        v = self.repaired(np.repeat(alive, group, axis=1)).reshape(-1, count, group)
+        return np.where(alive, np.maximum(removal_cost(inverse[None], v), 0.0), -np.inf)
+
+    @cached_property
+    def _inverse(self) -> Float64Array:
+        lower, _ = lapack.dpotri(self._factor, lower=1)
+        lower = np.tril(lower)
+        inverse: Float64Array = lower + np.tril(lower, -1).T
+        return inverse
+
+    @cached_property
+    def _full(self) -> Float64Array:
+        """Every row with all its inputs."""
+        full: Float64Array = lapack.dpotrs(self._factor, self._B.T, lower=1)[0].T
+        return full
 
 
 def choose_damping(
@@ -151,7 +185,7 @@ def choose_damping(
     Args:
         folds: ``H [in, in]`` and ``T [in, out]`` of two or more parts of the rows.
         W: dense weights ``[out, in]``.
-        dampings: to choose from, as in `repair_rows`.
+        dampings: to choose from, as in `RowSystem`.
         where: the matrix, for messages.
 
     Returns:
@@ -180,8 +214,10 @@ def choose_damping(
 
 
 def solve_operations(kept: BoolArray) -> int:
-    """Multiply-adds of the factorisations in `repair_rows`: the smaller side of each row, cubed,
-    over 3, and the shared inverse where a row needs it."""
+    """Multiply-adds of the factorisations in `RowSystem.repaired`.
+
+    The smaller side of each row, cubed, over 3, and the shared inverse where a row needs it.
+    """
     width = kept.shape[1]
     count = kept.sum(axis=1).astype(object)
     smaller = [min(k, width - k) for k in count]
@@ -197,16 +233,9 @@ def _check_finite(H: Float64Array, T: Float64Array, where: str) -> None:
         )
 
 
-def inverse_of(factor: Float64Array) -> Float64Array:
-    """The whole symmetric inverse of a matrix, from its Cholesky factor (lower)."""
-    lower, _ = lapack.dpotri(factor, lower=1)
-    lower = np.tril(lower)
-    inverse: Float64Array = lower + np.tril(lower, -1).T
-    return inverse
-
-
 def _solve(matrix: Float64Array, rhs: Float64Array, where: str) -> Float64Array:
-    _, solution, failed = lapack.dposv(matrix, rhs, lower=1, overwrite_a=1)
+    # Symmetric, so that its transpose is the same matrix in the order that LAPACK needs no copy of.
+    _, solution, failed = lapack.dposv(matrix.T, rhs, lower=1, overwrite_a=1)
     if failed:
         raise NumericsError(
             f"{where}: expected a positive definite H, found a part of "
@@ -216,14 +245,13 @@ def _solve(matrix: Float64Array, rhs: Float64Array, where: str) -> Float64Array:
     return solved
 
 
-def over_rows(work: Callable[[int, int], None], rows: npt.NDArray[np.intp]) -> None:
-    """``work(row, place)`` for every row, over threads; it writes that row alone, so that they
-    change nothing."""
+def _over_rows(work: Callable[[int], None], rows: npt.NDArray[np.intp]) -> None:
+    """``work(row)`` for every row; it writes that row alone, so threads change nothing."""
     places = range(0, rows.size, _ROWS_PER_TASK)
 
     def some(start: int) -> None:
-        for place in range(start, min(start + _ROWS_PER_TASK, rows.size)):
-            work(int(rows[place]), place)
+        for row in rows[start : start + _ROWS_PER_TASK]:
+            work(int(row))
 
     with ThreadPoolExecutor(max_workers=threads()) as pool:
         list(pool.map(some, places))

@@ -11,8 +11,7 @@ from obert_compiler.errors import NumericsError
 from obert_compiler.graph import Graph, Source
 from obert_compiler.graph.linear import find_linear_sites
 from obert_compiler.passes.layerwise_repair import LayerwiseRepair, RowChoice
-from obert_compiler.passes.row_repair import repair_rows
-from obert_compiler.passes.row_saliency import row_saliency
+from obert_compiler.passes.row_repair import RowSystem
 from obert_compiler.passes.sparsity_allocation import choose_all_but, groups_left_by_turn
 from obert_compiler.pipeline.contract import SilentProgress
 
@@ -88,7 +87,7 @@ def test_each_layer_aims_at_dense_outputs_from_the_repaired_layers_before_it(bia
         W, residual = before[site.name], site.name == "second"
         aim = x_d @ W.T + (x_d - x_p if residual else 0)
         p, z = (x_p - x_p.mean(axis=0), aim - aim.mean(axis=0)) if bias else (x_p, aim)
-        expected = repair_rows(p.T @ p, p.T @ z, kept[site.name], W, damping=DAMPING)
+        expected = RowSystem(p.T @ p, p.T @ z, W, damping=DAMPING).repaired(kept[site.name])
         np.testing.assert_allclose(site.weight(), expected, rtol=1e-3, atol=1e-4)
         shift = aim.mean(axis=0) - x_p.mean(axis=0) @ expected.T if bias else 0
         if bias:
@@ -121,13 +120,13 @@ def test_groups_are_chosen_turn_by_turn_from_what_the_repaired_layers_give(turns
         aim = x_d @ W.T + (x_d - x_p if residual else 0)
         p, z = x_p - x_p.mean(axis=0), aim - aim.mean(axis=0)
         left = alive[site.name]
+        system = RowSystem(p.T @ p, p.T @ z, W, damping=DAMPING)
         for count in counts[site.name]:
-            rho = row_saliency(p.T @ p, p.T @ z, W, left, damping=DAMPING)
-            rho = rho * importance[site.name][:, None]
+            rho = system.saliency(left) * importance[site.name][:, None]
             left = rho >= np.sort(rho, axis=None)[-count]
         np.testing.assert_array_equal(site.weight() != 0, np.repeat(left, 2, axis=1))
         assert walk.choice_operations[site.name] > 0
-        expected = repair_rows(p.T @ p, p.T @ z, site.weight() != 0, W, damping=DAMPING)
+        expected = system.repaired(site.weight() != 0)
         np.testing.assert_allclose(site.weight(), expected, rtol=1e-3, atol=1e-4)
         shift = aim.mean(axis=0) - x_p.mean(axis=0) @ expected.T
         x_p = np.maximum(x_p @ expected.T + shift + (x_p if residual else 0), 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from obert_compiler.errors import NumericsError
-from obert_compiler.passes.row_repair import choose_damping, repair_rows, solve_operations
+from obert_compiler.passes.row_repair import RowSystem, choose_damping, solve_operations
 
 DAMPING = 1e-2
 
@@ -34,7 +34,7 @@ def by_lstsq(x, x_dense, W, kept):
 def test_rows_are_those_of_a_dense_least_squares(share):
     x, x_dense, W = problem(0)
     kept = np.random.default_rng(1).random(W.shape) >= share
-    found = repair_rows(x.T @ x, x.T @ (x_dense @ W.T), kept, W, damping=DAMPING)
+    found = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=DAMPING).repaired(kept)
     np.testing.assert_allclose(found, by_lstsq(x, x_dense, W, kept), rtol=1e-8, atol=1e-10)
     assert not found[~kept].any()
 
@@ -44,13 +44,13 @@ def test_both_eliminations_serve_rows_of_one_matrix():
     kept = np.zeros(W.shape, bool)
     for row, count in enumerate((0, 3, 6, 9, 12)):
         kept[row, :count] = True
-    found = repair_rows(x.T @ x, x.T @ (x_dense @ W.T), kept, W, damping=DAMPING)
+    found = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=DAMPING).repaired(kept)
     np.testing.assert_allclose(found, by_lstsq(x, x_dense, W, kept), rtol=1e-8, atol=1e-10)
 
 
 def test_nothing_moves_where_nothing_is_removed_and_inputs_agree():
     x, _, W = problem(3)
-    found = repair_rows(x.T @ x, x.T @ (x @ W.T), np.ones(W.shape, bool), W, damping=DAMPING)
+    found = RowSystem(x.T @ x, x.T @ (x @ W.T), W, damping=DAMPING).repaired(np.ones(W.shape, bool))
     np.testing.assert_allclose(found, W, rtol=1e-6, atol=1e-6)
 
 
@@ -59,23 +59,61 @@ def test_dead_inputs_keep_their_dense_weights():
     x[:, 2] = x_dense[:, 2] = 0
     kept = np.ones(W.shape, bool)
     kept[:, 5:9] = False
-    found = repair_rows(x.T @ x, x.T @ (x_dense @ W.T), kept, W, damping=DAMPING)
+    found = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=DAMPING).repaired(kept)
     np.testing.assert_allclose(found[:, 2], W[:, 2], rtol=1e-6)
 
 
 def test_fewer_examples_than_inputs_are_enough_with_the_ridge():
     x, x_dense, W = problem(5, examples=4)
     kept = np.random.default_rng(1).random(W.shape) >= 0.5
-    found = repair_rows(x.T @ x, x.T @ (x_dense @ W.T), kept, W, damping=DAMPING)
+    found = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=DAMPING).repaired(kept)
     np.testing.assert_allclose(found, by_lstsq(x, x_dense, W, kept), rtol=1e-6, atol=1e-8)
 
 
 def test_the_loss_is_never_above_that_of_masking():
     x, x_dense, W = problem(6)
     kept = np.random.default_rng(1).random(W.shape) >= 0.6
-    found = repair_rows(x.T @ x, x.T @ (x_dense @ W.T), kept, W, damping=1e-9)
+    found = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=1e-9).repaired(kept)
     target = x_dense @ W.T
     assert np.sum((x @ found.T - target) ** 2) < np.sum((x @ np.where(kept, W, 0).T - target) ** 2)
+
+
+def squared_error(x, x_dense, w, kept):
+    """Least damped squared error of a row over the inputs ``kept``."""
+    ridge = np.sqrt(DAMPING * np.mean(np.sum(x**2, axis=0)))
+    A = np.vstack([x[:, kept], ridge * np.eye(len(w))[:, kept]])
+    b = np.concatenate([x_dense @ w, ridge * w])
+    return np.sum((A @ np.linalg.lstsq(A, b, rcond=None)[0] - b) ** 2)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_a_group_counts_with_the_error_that_its_loss_adds(group):
+    x, x_dense, W = problem(0)
+    groups = 12 // group
+    system = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=DAMPING)
+    rho = system.saliency(np.ones((len(W), groups), bool))
+    for row, w in enumerate(W.astype(np.float64)):
+        least = squared_error(x, x_dense, w, np.ones(12, bool))
+        for place in range(groups):
+            without = squared_error(x, x_dense, w, np.arange(12) // group != place)
+            np.testing.assert_allclose(rho[row, place], (without - least) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize("share", [0.8, 0.3, 0.0])
+def test_where_groups_are_gone_the_others_count_as_they_are_repaired(group, share):
+    x, x_dense, W = problem(3)
+    alive = np.random.default_rng(1).random((len(W), 12 // group)) < share
+    kept = np.repeat(alive, group, axis=1)
+    rho = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=DAMPING).saliency(alive)
+    ridge = DAMPING * np.mean(np.sum(x**2, axis=0))
+    inverse = np.linalg.inv(x.T @ x + ridge * np.eye(12))
+    v = by_lstsq(x, x_dense, W, kept)
+    assert np.isneginf(rho[~alive]).all()
+    for row, place in np.argwhere(alive):
+        Q = slice(place * group, (place + 1) * group)
+        expected = v[row, Q] @ np.linalg.inv(inverse[Q, Q]) @ v[row, Q] / 2
+        np.testing.assert_allclose(rho[row, place], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +127,7 @@ def test_the_loss_is_never_above_that_of_masking():
 def test_unusable_moments_are_refused(spoil, message):
     H, W = np.eye(4), np.ones((2, 4), np.float32)
     with pytest.raises(NumericsError, match=message):
-        repair_rows(spoil(H), np.ones((4, 2)), W > 0, W, damping=DAMPING, where="head")
+        RowSystem(spoil(H), np.ones((4, 2)), W, damping=DAMPING, where="head")
 
 
 def test_operations_count_the_smaller_side_of_each_row():
@@ -116,7 +154,7 @@ def test_the_damping_is_that_of_the_least_error_on_rows_left_out(count):
             rest = [part for number, part in enumerate(parts) if number != left_out]
             H, T = moments(*(np.concatenate(arrays) for arrays in zip(*rest, strict=True)))
             for place, damping in enumerate(dampings):
-                found = repair_rows(H, T, np.ones(W.shape, bool), W, damping=damping)
+                found = RowSystem(H, T, W, damping=damping).repaired(np.ones(W.shape, bool))
                 errors[place] += np.sum((x_out @ found.T - z_out) ** 2)
         found = choose_damping([moments(*part) for part in parts], W, dampings)
         assert found == dampings[errors.argmin()]

@@ -124,7 +124,9 @@ def main() -> None:
             kept[site.name] = np.repeat(groups, _GROUP, axis=1)
             counts = groups_left_by_turn(groups.size, int(groups.sum()), Prune.turns)
             turns = [partial(choose_all_but, left=count) for count in counts]
-            choices[site.name] = RowChoice(groups | True, np.ones(len(groups)), turns)
+            choices[site.name] = RowChoice(
+                np.ones(site.shape, bool), _GROUP, np.ones(len(groups)), turns
+            )
             site.set_weight(np.where(kept[site.name], site.weight(), np.float32(0)))
         for what, chosen in (("row repair", {}), ("choice by rows and repair", choices)):
             examples = Batches.from_arrays(folder / "repair.npz")

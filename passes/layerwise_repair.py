@@ -47,13 +47,15 @@ class RowChoice:
     """How the groups of one matrix are chosen that its least squares can do without.
 
     Attributes:
-        alive: ``[out, in / group]``, False for groups that are gone already and stay so.
+        kept: ``[out, in]``, False for weights that are gone already and stay so.
+        group: consecutive inputs that go together.
         importance: ``[out]``, what an error of each output costs, by any measure.
         turns: from the saliencies that are left (minus infinity where a group is gone), the mask of
             all groups that are gone after each turn. Saliencies are computed anew for each.
     """
 
-    alive: BoolArray
+    kept: BoolArray
+    group: int
     importance: npt.NDArray[np.floating]
     turns: Sequence[Callable[[Float64Array], BoolArray]]
 
@@ -189,13 +191,14 @@ class LayerwiseRepair:
     def _chosen(self, name: str, system: RowSystem) -> BoolArray:
         """Mask ``[out, in]`` of what one site keeps; ``system`` has the rows of this process."""
         choice = self.choices[name]
-        alive, group = choice.alive, len(system.A) // choice.alive.shape[1]
+        kept = choice.kept
         self.choice_operations[name] = 0
         for turn in choice.turns:
-            self.choice_operations[name] += solve_operations(np.repeat(alive, group, axis=1))
-            rho = self._rows_of_all(system.saliency(alive[self._mine]), len(alive))
-            alive = alive & ~turn(rho * choice.importance[:, None])
-        return np.repeat(alive, group, axis=1)
+            self.choice_operations[name] += solve_operations(kept)
+            rho = self._rows_of_all(system.saliency(kept[self._mine], choice.group), len(kept))
+            gone = turn(rho * choice.importance[:, None])
+            kept = kept & ~np.repeat(gone, choice.group, axis=1)
+        return kept
 
     @property
     def _mine(self) -> slice:

@@ -147,7 +147,7 @@ class Prune(PruneOptions):
             before = before or [int(np.isneginf(ranked[name].saliency).sum()) for name in names]
             chosen = self._choose(names, [ranked[name].saliency for name in names], way)
             masks = dict(zip(names, chosen, strict=True))
-            choices = self._row_choices(ranked, masks)
+            choices = self._row_choices(sites, ranked, masks)
             del ranked
             figures, head, left = self._repair(graph, dense, masks, choices, context)
             notes = [_told_of_head(skip, head) for skip in skips] + left
@@ -271,14 +271,17 @@ class Prune(PruneOptions):
         return choose_groups(saliencies, target, own, uniform=self.scope == "uniform")
 
     def _row_choices(
-        self, ranked: dict[str, _Ranked], masks: dict[str, BoolArray]
+        self,
+        sites: Sequence[LinearSite],
+        ranked: dict[str, _Ranked],
+        masks: dict[str, BoolArray],
     ) -> dict[str, RowChoice]:
         """How the walk chooses in each matrix as many groups as ``masks`` remove there."""
         choices: dict[str, RowChoice] = {}
-        for name, (rho, importance) in ranked.items():
-            alive = ~np.isneginf(rho)
-            before = int(alive.sum())
-            left = int((~masks[name]).sum())
+        for site in sites:
+            rho, importance = ranked[site.name]
+            before = int((~np.isneginf(rho)).sum())
+            left = int((~masks[site.name]).sum())
             if importance is None or left == before:
                 continue
             turns: list[Callable[[npt.NDArray[np.float64]], BoolArray]]
@@ -288,7 +291,8 @@ class Prune(PruneOptions):
             else:
                 n, m = read_nm(self.nm)
                 turns = [partial(choose_n_of_m, n=m - turn, m=m) for turn in range(1, m - n + 1)]
-            choices[name] = RowChoice(alive, importance, turns)
+            kept = np.asarray(site.weight() != 0)
+            choices[site.name] = RowChoice(kept, self.group, importance, turns)
         return choices
 
     def _repair(

@@ -56,9 +56,6 @@ class RowSystem:
             zero then keeps its dense weight.
         where: the matrix, for messages.
 
-    Attributes:
-        A: the damped ``H``.
-
     Raises:
         NumericsError: the moments are not finite, all inputs are zero, or the damped ``H`` is not
             positive definite.
@@ -80,12 +77,12 @@ class RowSystem:
                 f"{where}: expected inputs that differ from zero, found none in the data; exclude "
                 "the site, or give data that reaches it"
             )
-        self.A = H + damping * scale * np.eye(len(H))
+        self._A = H + damping * scale * np.eye(len(H))
         self._B = (T + damping * scale * W.T.astype(np.float64)).T
         self._where = where
-        self._factor, failed = lapack.dpotrf(self.A, lower=1)
+        self._factor, failed = lapack.dpotrf(self._A, lower=1)
         if failed:
-            lowest = float(np.linalg.eigvalsh(self.A)[0])
+            lowest = float(np.linalg.eigvalsh(self._A)[0])
             raise NumericsError(
                 f"{where}: expected a positive definite H, found the eigenvalue {lowest:.3g} with "
                 f"damping {damping:g} of a mean diagonal of {scale:.3g}; raise the damping"
@@ -121,7 +118,7 @@ class RowSystem:
 
         def solve(row: int) -> None:
             chosen = np.flatnonzero(kept[row])
-            part = self.A[np.ix_(chosen, chosen)]
+            part = self._A[np.ix_(chosen, chosen)]
             repaired[row, chosen] = _solve(part, self._B[row, chosen], self._where)
 
         _over_rows(eliminate, eliminated)
@@ -129,7 +126,7 @@ class RowSystem:
         repaired[~kept] = 0.0
         return repaired
 
-    def saliency(self, alive: BoolArray) -> Float64Array:
+    def saliency(self, kept: BoolArray, group: int) -> Float64Array:
         """What the loss of a group would add to half the squared error of its row, about.
 
         ``rho_Q = 1/2 v_Q^T ([A^-1]_QQ)^-1 v_Q``, with ``v`` the least squares of the row over what
@@ -140,20 +137,21 @@ class RowSystem:
         ``A^-1``, at two to three times the price, and chooses no better (docs/pruning.md).
 
         Args:
-            alive: ``[out, in / group]``, False where a group is gone already.
+            kept: ``[out, in]``, False where a weight is gone already.
+            group: consecutive inputs that go together; divides ``in``.
 
         Returns:
-            float64 ``[out, in / group]``, not negative; minus infinity where not alive. An error of
-            one row is not one of another: weight them before they are compared.
+            float64 ``[out, in / group]``, not negative; minus infinity where nothing is kept. An
+            error of one row is not one of another: weight them before they are compared.
 
         Raises:
             NumericsError: a part of the damped ``H`` is not positive definite.
         """
-        count = alive.shape[1]
-        group = len(self.A) // count
+        count = kept.shape[1] // group
         numbers = np.arange(count)
         inverse = self._inverse.reshape(count, group, count, group)[numbers, :, numbers, :]
-        v = self.repaired(np.repeat(alive, group, axis=1)).reshape(-1, count, group)
+        v = self.repaired(kept).reshape(-1, count, group)
+        alive = kept.reshape(-1, count, group).any(axis=2)
         return np.where(alive, np.maximum(removal_cost(inverse[None], v), 0.0), -np.inf)
 
     @cached_property

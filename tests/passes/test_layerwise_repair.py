@@ -100,31 +100,33 @@ def test_each_layer_aims_at_dense_outputs_from_the_repaired_layers_before_it(bia
 def test_groups_are_chosen_turn_by_turn_from_what_the_repaired_layers_give(turns):
     dense, x = network(), rows()
     before = {site.name: site.weight().astype(np.float64) for site in find_linear_sites(dense)}
-    alive = {name: np.ones((outputs, 4), bool) for name, outputs in OUTPUTS.items()}
-    alive["second"][0, :2] = False
+    kept = {name: np.ones((outputs, 8), bool) for name, outputs in OUTPUTS.items()}
+    kept["second"][0, :3] = False  # a group and half of the next
     importance = {name: np.arange(1.0, outputs + 1) for name, outputs in OUTPUTS.items()}
-    counts = {name: groups_left_by_turn(int(a.sum()), 9, turns) for name, a in alive.items()}
+    counts = {
+        name: groups_left_by_turn(int(mask[:, 1::2].sum()), 9, turns) for name, mask in kept.items()
+    }
     choices = {
         name: RowChoice(
-            alive[name],
+            kept[name],
+            2,
             importance[name],
             [partial(choose_all_but, left=left) for left in counts[name]],
         )
         for name in OUTPUTS
     }
-    kept = {name: np.repeat(a, 2, axis=1) for name, a in alive.items()}
     graph, walk = repaired(dense, kept, x, choices=choices)
     x_p = x_d = x.reshape(-1, 8).astype(np.float64)
     for site in find_linear_sites(graph):
         W, residual = before[site.name], site.name == "second"
         aim = x_d @ W.T + (x_d - x_p if residual else 0)
         p, z = x_p - x_p.mean(axis=0), aim - aim.mean(axis=0)
-        left = alive[site.name]
+        left = kept[site.name]
         system = RowSystem(p.T @ p, p.T @ z, W, damping=DAMPING)
         for count in counts[site.name]:
-            rho = system.saliency(left) * importance[site.name][:, None]
-            left = rho >= np.sort(rho, axis=None)[-count]
-        np.testing.assert_array_equal(site.weight() != 0, np.repeat(left, 2, axis=1))
+            rho = system.saliency(left, 2) * importance[site.name][:, None]
+            left = left & np.repeat(rho >= np.sort(rho, axis=None)[-count], 2, axis=1)
+        np.testing.assert_array_equal(site.weight() != 0, left)
         assert walk.choice_operations[site.name] > 0
         expected = system.repaired(site.weight() != 0)
         np.testing.assert_allclose(site.weight(), expected, rtol=1e-3, atol=1e-4)

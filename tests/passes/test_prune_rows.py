@@ -66,9 +66,10 @@ def test_rows_choose_as_many_groups_of_each_matrix_but_others(compressed, option
     assert differ
 
 
-def test_rows_leave_alone_what_was_pruned_before(compressed):
-    _, first, _, _ = compressed("prune:sparsity=0.4")
-    _, second, record, _ = compressed("prune:sparsity=0.4,prune:sparsity=0.7")
+@pytest.mark.parametrize("block", [4, 1])
+def test_rows_leave_alone_what_was_pruned_before(compressed, block):
+    _, first, _, _ = compressed(f"prune:sparsity=0.4:block={block}")
+    _, second, record, _ = compressed(f"prune:sparsity=0.4:block={block},prune:sparsity=0.7")
     assert record["report"]["groups_removed"] == record["report"]["groups"] * 7 // 10
     for a, b in zip(prunable_sites(first)[0], prunable_sites(second)[0], strict=True):
         assert not b.weight()[a.weight() == 0].any()

@@ -91,7 +91,7 @@ def test_a_group_counts_with_the_error_that_its_loss_adds(group):
     x, x_dense, W = problem(0)
     groups = 12 // group
     system = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=DAMPING)
-    rho = system.saliency(np.ones((len(W), groups), bool))
+    rho = system.saliency(np.ones(W.shape, bool), group)
     for row, w in enumerate(W.astype(np.float64)):
         least = squared_error(x, x_dense, w, np.ones(12, bool))
         for place in range(groups):
@@ -103,9 +103,9 @@ def test_a_group_counts_with_the_error_that_its_loss_adds(group):
 @pytest.mark.parametrize("share", [0.8, 0.3, 0.0])
 def test_where_groups_are_gone_the_others_count_as_they_are_repaired(group, share):
     x, x_dense, W = problem(3)
-    alive = np.random.default_rng(1).random((len(W), 12 // group)) < share
-    kept = np.repeat(alive, group, axis=1)
-    rho = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=DAMPING).saliency(alive)
+    kept = np.random.default_rng(1).random(W.shape) < share
+    alive = kept.reshape(len(W), -1, group).any(axis=2)
+    rho = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=DAMPING).saliency(kept, group)
     ridge = DAMPING * np.mean(np.sum(x**2, axis=0))
     inverse = np.linalg.inv(x.T @ x + ridge * np.eye(12))
     v = by_lstsq(x, x_dense, W, kept)

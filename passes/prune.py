@@ -136,7 +136,8 @@ class Prune(PruneOptions):
         """
         sites, skips = select_sites(graph, self.include, self.exclude)
         names = [site.name for site in sites]
-        before: list[int] = []
+        kept = {site.name: np.asarray(site.weight() != 0) for site in sites}
+        before = {name: _groups_without(mask, self.group) for name, mask in kept.items()}
         dense = graph.copy() if aim is None else aim
         self._check_gradients(sites, context)
         for number, way in enumerate(self.ways):
@@ -144,22 +145,21 @@ class Prune(PruneOptions):
                 context.progress.say(f"prune: step {number + 1} of {len(self.ways)}")
                 context = self._estimated_again(graph, context)
             ranked = self._ranked(sites, context)
-            before = before or [int(np.isneginf(ranked[name].saliency).sum()) for name in names]
             chosen = self._choose(names, [ranked[name].saliency for name in names], way)
             masks = dict(zip(names, chosen, strict=True))
-            choices = self._row_choices(sites, ranked, masks)
+            choices = self._row_choices(kept, ranked, masks)
             del ranked
             figures, head, left = self._repair(graph, dense, masks, choices, context)
             notes = [_told_of_head(skip, head) for skip in skips] + left
-            for site, pruned in zip(sites, before, strict=True):
-                mask = masks[site.name]
+            for site in sites:
+                mask, pruned = masks[site.name], before[site.name]
                 if int(mask.sum()) < pruned:
                     share = pruned / mask.size
                     reason = f"already at sparsity {share:.4f}, above its target"
                     notes.append(Skip(site.name, reason))
                 figures[site.name].update(_zeros(site.weight(), self.group))
             report = self._totals(number + 1, figures) | {"head_repaired": head}
-            changed = report["groups_removed"] > sum(before)
+            changed = report["groups_removed"] > sum(before.values())
             yield PassResult(graph, changed, report, tuple(notes))
 
     def _totals(self, steps: int, sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -272,17 +272,21 @@ class Prune(PruneOptions):
 
     def _row_choices(
         self,
-        sites: Sequence[LinearSite],
+        kept: dict[str, BoolArray],
         ranked: dict[str, _Ranked],
         masks: dict[str, BoolArray],
     ) -> dict[str, RowChoice]:
-        """How the walk chooses in each matrix as many groups as ``masks`` remove there."""
+        """How the walk chooses in each matrix as many groups as ``masks`` remove there.
+
+        It chooses from all that was there when the pass began, ``kept``, whatever an earlier step
+        has chosen.
+        """
         choices: dict[str, RowChoice] = {}
-        for site in sites:
-            rho, importance = ranked[site.name]
-            before = int((~np.isneginf(rho)).sum())
-            left = int((~masks[site.name]).sum())
-            if importance is None or left == before:
+        for name, mask in kept.items():
+            importance = ranked[name].importance
+            before = masks[name].size - _groups_without(mask, self.group)
+            left = int((~masks[name]).sum())
+            if importance is None or left >= before:
                 continue
             turns: list[Callable[[npt.NDArray[np.float64]], BoolArray]]
             if self.nm is None:
@@ -291,8 +295,7 @@ class Prune(PruneOptions):
             else:
                 n, m = read_nm(self.nm)
                 turns = [partial(choose_n_of_m, n=m - turn, m=m) for turn in range(1, m - n + 1)]
-            kept = np.asarray(site.weight() != 0)
-            choices[site.name] = RowChoice(kept, self.group, importance, turns)
+            choices[name] = RowChoice(mask, self.group, importance, turns)
         return choices
 
     def _repair(
@@ -411,6 +414,11 @@ class _Ranked(NamedTuple):
 
     saliency: FloatArray
     importance: npt.NDArray[np.float64] | None
+
+
+def _groups_without(kept: BoolArray, group: int) -> int:
+    """How many groups of ``group`` consecutive inputs keep nothing."""
+    return int((~kept.reshape(len(kept), -1, group).any(axis=2)).sum())
 
 
 def _told_of_head(skip: Skip, head: dict[str, dict[str, Any]]) -> Skip:

@@ -55,11 +55,11 @@ class PruneOptions(Pass):
             whole rows, layer by layer, needs data), ``fisher`` (inside Fisher blocks), ``sum``
             (there, as published: the updates of the groups added up), ``none``; ``auto`` takes
             ``rows`` for the method ``fisher`` and ``none`` for ``magnitude``.
-        steps: with ``repair=rows``, into how many steps to divide the way to the target, each
-            removing the same share of what is left, or the sparsities on the way, as in
-            ``0.5+0.7``; those that are not below the target are not taken. At each, the Fisher of
-            the model as repaired so far counts, and the repair starts anew from the dense weights.
-            They pay with ``choice=single`` (docs/pruning.md).
+        steps: sparsities on the way to the target, with ``repair=rows``. At each, the Fisher of the
+            model as repaired so far counts, and choice (by ``rows``) and repair start anew from the
+            dense weights. Those that are not below the target are not taken. One whole number is
+            how many steps to take, each removing the same share of what is left; 1 goes there at
+            once.
         nm: ``NofM`` keeps at most N weights of every M consecutive inputs, as in ``2of4``.
         scope: one ranking over all sites (``global``) or the same sparsity in each (``uniform``).
         override: ``PATTERN@SPARSITY`` for the sites that match, which leave the global ranking; the
@@ -96,7 +96,7 @@ class PruneOptions(Pass):
     choice: Choice = "auto"
     turns: int = 4
     repair: Literal["auto", "rows", "fisher", "sum", "none"] = "auto"
-    steps: tuple[str, ...] = ("1",)
+    steps: tuple[str, ...] = ("0.5", "0.7", "0.8", "0.85", "0.9", "0.95")
     samples: int = 1024
     repair_samples: int = 4096
     repair_positions: int = 16

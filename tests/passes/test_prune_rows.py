@@ -146,7 +146,7 @@ def test_each_step_is_the_target_of_a_shorter_run(compressed, tiny_graph, tiny_f
 @pytest.mark.parametrize(
     ("options", "sparsities"),
     [
-        ({"sparsity": 0.8}, (0.8,)),
+        ({"sparsity": 0.8}, (0.5, 0.7, 0.8)),
         ({"sparsity": 0.8, "steps": STEPS}, (0.5, 0.7, 0.8)),
         ({"sparsity": 0.4, "steps": STEPS}, (0.4,)),
         ({"sparsity": 0.0, "steps": STEPS}, (0.0,)),

@@ -51,7 +51,9 @@ def test_the_mask_is_that_of_the_fisher_and_the_rest_moves(compressed, arch):
     assert all(site["repair_operations"] > 0 for site in record["report"]["sites"].values())
 
 
-@pytest.mark.parametrize("options", ["sparsity=0.6", "sparsity=0.6:block=1", "nm=2of4"])
+@pytest.mark.parametrize(
+    "options", ["sparsity=0.6:steps=1", "sparsity=0.6:block=1:steps=1", "nm=2of4"]
+)
 def test_rows_choose_as_many_groups_of_each_matrix_but_others(compressed, options):
     _, by_rows, record, _ = compressed(f"prune:{options}")
     _, ranked, _, _ = compressed(f"prune:{options}:choice=single")
@@ -73,6 +75,17 @@ def test_rows_leave_alone_what_was_pruned_before(compressed, block):
     assert record["report"]["groups_removed"] == record["report"]["groups"] * 7 // 10
     for a, b in zip(prunable_sites(first)[0], prunable_sites(second)[0], strict=True):
         assert not b.weight()[a.weight() == 0].any()
+
+
+def test_a_step_chooses_from_what_was_there_before_the_first(compressed):
+    _, at_once, _, _ = compressed("prune:sparsity=0.5:steps=1")
+    _, graph, record, _ = compressed("prune:sparsity=0.8:steps=0.5")
+    assert record["report"]["steps"] == 2
+    given_back = sum(
+        int((first.weight()[second.weight() != 0] == 0).sum())
+        for first, second in zip(prunable_sites(at_once)[0], prunable_sites(graph)[0], strict=True)
+    )
+    assert given_back
 
 
 def test_the_same_seed_gives_the_same_weights(compressed):

@@ -64,7 +64,7 @@ class Row:
                 f":learning_rate=3e-5{hidden},pack"
             )
         if method == "ours" and self.prune_first:
-            prune = f"prune:sparsity={self.sparsity}"
+            prune = f"prune:sparsity={self.sparsity}:choice=single"
             return f"{self.before}{prune},finetune:{length}:{self.ours},{after}"
         own = {"ours": self.ours, "magnitude": MAGNITUDE, "paper": PAPER}[method]
         return (

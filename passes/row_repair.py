@@ -107,22 +107,23 @@ class RowSystem:
         if eliminated.size:
             # Before the threads, which would each work them out.
             inverse, full = self._inverse, self._full
-            repaired[eliminated] = full[eliminated]
 
         def eliminate(row: int) -> None:
             removed = np.flatnonzero(~kept[row])
             if removed.size:
-                within = inverse[np.ix_(removed, removed)]
-                moved = _solve(within, full[row, removed], self._where)
-                repaired[row] -= inverse[:, removed] @ moved
+                within = _part(inverse, removed)
+                repaired[row, removed] = _solve(within, full[row, removed], self._where)
 
         def solve(row: int) -> None:
             chosen = np.flatnonzero(kept[row])
-            part = self._A[np.ix_(chosen, chosen)]
+            part = _part(self._A, chosen)
             repaired[row, chosen] = _solve(part, self._B[row, chosen], self._where)
 
         _over_rows(eliminate, eliminated)
         _over_rows(solve, direct)
+        if eliminated.size:
+            # One product for all rows: what each removed weight moves in the others.
+            repaired[eliminated] = full[eliminated] - repaired[eliminated] @ inverse
         repaired[~kept] = 0.0
         return repaired
 
@@ -229,6 +230,12 @@ def _check_finite(H: Float64Array, T: Float64Array, where: str) -> None:
             f"{where}: expected finite moments of its inputs, found NaN or infinity; look for "
             "huge values in the weights and the data"
         )
+
+
+def _part(matrix: Float64Array, chosen: npt.NDArray[np.intp]) -> Float64Array:
+    """Rows and columns ``chosen``. Unlike an index, ``take`` leaves other threads running."""
+    part: Float64Array = matrix.take(chosen, axis=0).take(chosen, axis=1)
+    return part
 
 
 def _solve(matrix: Float64Array, rhs: Float64Array, where: str) -> Float64Array:

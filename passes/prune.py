@@ -227,16 +227,18 @@ class Prune(PruneOptions):
         """What the choice goes by, of every site."""
         mine = _mine(sites, context)
         tracked = context.progress.track(sites, "saliency", len(sites))
-        by_rows = self.chosen_by == "rows"
         found: dict[str, _Ranked] = {}
         for site in tracked:
             if site.name in mine:
-                rho = self._saliency(site, context)
-                fisher = self._fisher_of(site, context) if by_rows else None
-                found[site.name] = _Ranked(rho, fisher.output_importance() if fisher else None)
+                fisher = self._fisher_of(site, context) if self.method == "fisher" else None
+                rho = self._saliency(site, fisher)
+                importance = None
+                if fisher is not None and self.chosen_by == "rows":
+                    importance = fisher.output_importance()
+                found[site.name] = _Ranked(rho, importance)
         return context.processes.merge(found)
 
-    def _saliency(self, site: LinearSite, context: Context) -> FloatArray:
+    def _saliency(self, site: LinearSite, fisher: FisherMatrix | None) -> FloatArray:
         """Saliency of the groups of one site; minus infinity where pruned already."""
         W = site.weight()
         if not np.isfinite(W).all():
@@ -244,10 +246,10 @@ class Prune(PruneOptions):
                 f"site '{site.name}': expected finite weights, found NaN or infinity; repair the "
                 "model before compressing it"
             )
-        if self.method == "fisher":
-            rho = self._fisher_of(site, context).saliency(W, self.group, self.ranking)
-        else:
+        if fisher is None:
             rho = magnitude_saliency(W, self.group)
+        else:
+            rho = fisher.saliency(W, self.group, self.ranking)
         if not np.isfinite(rho).all():
             raise NumericsError(
                 f"site '{site.name}': expected finite saliencies, found an overflow in the weights "

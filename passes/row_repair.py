@@ -102,17 +102,19 @@ class RowSystem:
         """
         repaired = np.zeros(kept.shape)
         count, width = kept.sum(axis=1), kept.shape[1]
-        eliminated = np.flatnonzero((count > width - count) & (count > 0))
+        whole = np.flatnonzero(count == width)
+        eliminated = np.flatnonzero((count > width - count) & (count < width))
         direct = np.flatnonzero((count <= width - count) & (count > 0))
+        if whole.size:
+            repaired[whole] = self._full[whole]
         if eliminated.size:
             # Before the threads, which would each work them out.
             inverse, full = self._inverse, self._full
 
         def eliminate(row: int) -> None:
             removed = np.flatnonzero(~kept[row])
-            if removed.size:
-                within = _part(inverse, removed)
-                repaired[row, removed] = _solve(within, full[row, removed], self._where)
+            within = _part(inverse, removed)
+            repaired[row, removed] = _solve(within, full[row, removed], self._where)
 
         def solve(row: int) -> None:
             chosen = np.flatnonzero(kept[row])

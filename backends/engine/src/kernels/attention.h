@@ -147,6 +147,7 @@ class VectorProducts {
       });
     });
   }
+  OBERT_INLINE void weigh(const F32 (&top)[2], F32 (&total)[2], bool) { exponentials(scores, a_.length, top, total); }
   // Makes weights of vector i of e^(s - top) and gives the factor that makes averages of their sums.
   F32 finish(int i, F32 total) { return finish_weights(n_, scores + i * kLanes, a_.length, total); }
   OBERT_INLINE void average_values(const F32 (&share)[2]) {

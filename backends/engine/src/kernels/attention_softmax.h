@@ -25,6 +25,21 @@ inline F32 round_scores_of(const Attention& a, float* scores, const float* mask)
   return top;
 }
 
+// The key's scores of vector i of the queries, which become e^(s - top).
+OBERT_INLINE F32 exponential(const float* scores, int key, int i, F32 top) {
+  return exp_of_negative(sub(load(scores + static_cast<size_t>(key) * kQueries + i * kLanes), top));
+}
+
+// Makes e^(s - top) of scores [keys][kQueries] and adds them up.
+OBERT_INLINE void exponentials(float* scores, int keys, const F32 (&top)[2], F32 (&total)[2]) {
+  for (int key = 0; key < keys; ++key)
+    for (int i = 0; i < 2; ++i) {
+      const F32 p = exponential(scores, key, i, top[i]);
+      total[i] = add(total[i], p);
+      store(scores + static_cast<size_t>(key) * kQueries + i * kLanes, p);
+    }
+}
+
 // Makes probabilities of e^(s - top) where the graph does something to them before they are used.
 inline void round_weights(const Attention& a, float* scores, F32 total) {
   const Rounder rounding(a.probabilities);
@@ -69,19 +84,13 @@ __attribute__((noinline)) void attend(const Attention& a, Products products) {
     if (round_scores)
       for (int i = 0; i < 2; ++i) top[i] = round_scores_of(a, scores + i * kLanes, each ? mask + i * kLanes : nullptr);
 
+    const bool round_weights_too = a.probabilities.scale != 0.f || (a.nan_to_zero && Products::kSumsKeepNan);
     F32 total[2] = {set(0.f), set(0.f)};
-    for (int key = 0; key < a.length; ++key) {
-      for (int i = 0; i < 2; ++i) {
-        float* at = scores + static_cast<size_t>(key) * kQueries + i * kLanes;
-        const F32 p = exp_of_negative(sub(load(at), top[i]));
-        total[i] = add(total[i], p);
-        store(at, p);
-      }
-    }
+    products.weigh(top, total, round_weights_too);
 
     F32 share[2] = {set(1.f), set(1.f)};
     for (int i = 0; i < 2; ++i) {
-      if (a.probabilities.scale != 0.f || (a.nan_to_zero && Products::kSumsKeepNan)) {
+      if (round_weights_too) {
         round_weights(a, scores + i * kLanes, total[i]);
         continue;
       }

@@ -151,10 +151,32 @@ class TileProducts {
     put_sums(s_.keys - kDepth);
   }
 
+  // Unless something is done to weights before they are used, they are split at once.
+  OBERT_INLINE void weigh(const F32 (&top)[2], F32 (&total)[2], bool change) {
+    split_ = !change;
+    if (change) return exponentials(scores, a_.length, top, total);
+    const int whole = a_.length / kDepth * kDepth;
+    for (int key = 0; key < whole; key += kDepth)
+      for (int j = key; j < key + kTileRows; ++j)
+        for (int i = 0; i < 2; ++i) {
+          const F32 first = exponential(scores, j, i, top[i]), second = exponential(scores, j + kTileRows, i, top[i]);
+          total[i] = add(total[i], add(first, second));
+          put_split(j, i, first, second);
+        }
+    if (whole == a_.length) return;
+    for (int j = whole; j < whole + kTileRows; ++j)
+      for (int i = 0; i < 2; ++i) {
+        const auto weight = [&](int key) { return key < a_.length ? exponential(scores, key, i, top[i]) : set(0.f); };
+        const F32 first = weight(j), second = weight(j + kTileRows);
+        total[i] = add(total[i], add(first, second));
+        put_split(j, i, first, second);
+      }
+  }
+
   F32 finish(int, F32 total) { return div(set(1.f), total); }
 
   OBERT_INLINE void average_values(const F32 (&share)[2]) {
-    split_weights();
+    if (!split_) split_weights();
     const int32_t* weights = static_cast<const int32_t*>(static_cast<const void*>(scores));
     const size_t strip = kPairTile * static_cast<size_t>(s_.keys / kDepth);
     for (int d = 0; d < s_.features; d += kDepth) {
@@ -213,19 +235,25 @@ class TileProducts {
     for (int key = 0; key < s_.keys; key += kDepth)
       for (int j = 0; j < kTileRows; ++j)
         for (int i = 0; i < 2; ++i) {
-          float* at = scores + static_cast<size_t>(key + j) * kQueries + i * kLanes;
-          float* other = at + kTileRows * kQueries;
-          const SplitPair pair(key + j < a_.length ? load(at) : set(0.f),
-                               key + j + kTileRows < a_.length ? load(other) : set(0.f));
-          store(at, as_float(pair.high));
-          store(other, as_float(pair.low));
+          const float* at = scores + static_cast<size_t>(key + j) * kQueries + i * kLanes;
+          put_split(key + j, i, key + j < a_.length ? load(at) : set(0.f),
+                    key + j + kTileRows < a_.length ? load(at + kTileRows * kQueries) : set(0.f));
         }
+  }
+
+  // The weights of keys j and j + 16, vector i of the queries.
+  OBERT_INLINE void put_split(int j, int i, F32 first, F32 second) {
+    const SplitPair pair(first, second);
+    float* at = scores + static_cast<size_t>(j) * kQueries + i * kLanes;
+    store(at, as_float(pair.high));
+    store(at + kTileRows * kQueries, as_float(pair.low));
   }
 
   const Attention& a_;
   const TileScratch s_;
   int32_t *k_, *v_, *q_;
   float* edge_;
+  bool split_ = false;
 };
 
 // Whether a head is large enough. Beside softmax, floats take about length^2 head_dim / 8 cycles. Tiles take

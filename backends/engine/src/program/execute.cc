@@ -266,13 +266,19 @@ class Group {
     return std::clamp((size + 31) / 32 * 32, 32, kTaskRows);
   }
 
+  // Whether each thread has panels of its own, or each panel threads of its own: what one step leaves in a cache is
+  // then found there by the next. Else the threads share the rows of every panel.
+  bool panels_apart() const { return panels_ % threads_ == 0 || threads_ % panels_ == 0; }
+
   void product(const Step& s) {
     const Product& w = p_.products[s.product];
     int size = rows_of_task(w.rows);
     size_t cuts = static_cast<size_t>((w.rows + size - 1) / size);
+    // A thread alone goes through the panels while it has the weights of some rows.
+    bool apart = progress_ && panels_apart();
     each(cuts * panels_, [&](size_t task) {
-      size_t panel = task % panels_;
-      int begin = static_cast<int>(task / panels_) * size, end = std::min(w.rows, begin + size);
+      size_t panel = apart ? task / cuts : task % panels_, cut = apart ? task % cuts : task / panels_;
+      int begin = static_cast<int>(cut) * size, end = std::min(w.rows, begin + size);
       Epilogue e = epilogue(s, panel);
       e.bias = w.bias.data();
       alignas(kCacheLine) float sums[kTaskRows * kPanel];
@@ -300,7 +306,8 @@ class Group {
   }
 
   void layer_norm(const Step& s) {
-    size_t lanes = kPanel / kGroup;
+    // Rows of whole panels follow one another in memory; runs of 16 tokens are for threads that have no panel.
+    size_t lanes = panels_ % threads_ == 0 ? 1 : kPanel / kGroup;
     each(panels_ * lanes, [&](size_t task) {
       size_t panel = task / lanes, lane = task % lanes;
       if (static_cast<int>(lane) >= groups_in(panel)) return;
@@ -316,7 +323,7 @@ class Group {
       n.quantized = s.quantized.used() ? bytes(s.quantized, panel) + shift * kBlock : nullptr;
       n.inverse_scale = s.inverse_scale;
       n.zero_point = s.zero_point;
-      k_.layer_norm(n, 1);
+      k_.layer_norm(n, lanes == 1 ? groups_in(panel) : 1);
     });
   }
 

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -154,10 +155,12 @@ def test_quantised_by_onnx_runtime(
     both: Callable[..., Pair],
     assert_close: AssertClose,
 ) -> None:
+    # Its quantiser writes files beside the model.
+    float32 = shutil.copy(exported(exporter), tmp_path / "float32.onnx")
     model = tmp_path / "model.onnx"
     defaults = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
     options = defaults | SCHEMES[scheme]
-    quantize_static(exported(exporter), model, Calibration(), QuantFormat.QDQ, **options)
+    quantize_static(float32, model, Calibration(), QuantFormat.QDQ, **options)
     initializers = {tensor.name: tensor for tensor in onnx.load(model).graph.initializer}
     scale = initializers.get("logits_scale")
     step = 0.0 if scale is None else float(onnx.numpy_helper.to_array(scale))

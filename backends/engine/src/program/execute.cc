@@ -12,7 +12,9 @@
 #include <string>
 #include <thread>
 
+#include "prepare.h"
 #include "program.h"
+#include "traffic.h"
 
 namespace obert {
 
@@ -64,29 +66,7 @@ class Arenas {
   std::vector<std::unique_ptr<Arena>> free_;
 };
 
-struct Mask {
-  const float* data = nullptr;
-  size_t batch = 0, head = 0, query = 0;   // strides in floats, 0 where one serves all
-};
-
-// What all groups of one run share.
-struct Run {
-  std::vector<Tensor> inputs;
-  std::vector<char> read;
-  std::vector<float*> outputs;
-  std::vector<std::array<Mask, 2>> masks;   // by step
-  std::vector<std::vector<float>> spread;   // by step: inputs repeated over the batch
-  std::vector<int64_t> leading;          // shape of the tokens
-  size_t batch = 1, length = 0;
-};
-
 namespace {
-
-std::string text(const std::vector<int64_t>& shape) {
-  std::string s = "[";
-  for (size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
-  return s + "]";
-}
 
 // How far the threads are that share the tasks of a step. Each begins with a range of its own, so
 // that neighbouring tasks find their weights in its cache, and then helps with the other ranges.
@@ -110,7 +90,8 @@ class Group {
         Progress* progress, int threads, int thread)
       : p_(p), k_(*p.kernels), run_(run), first_(first_sequence), sequences_(sequences),
         tokens_(sequences * run.length), panels_(panels_of(tokens_)), memory_(memory), progress_(progress),
-        threads_(static_cast<size_t>(threads)), thread_(static_cast<size_t>(thread)) {}
+        threads_(static_cast<size_t>(threads)), thread_(static_cast<size_t>(thread)),
+        apart_(progress && panels_apart(p.traffic, panels_, threads_)) {}
 
   const std::string& error() const { return error_; }
 
@@ -266,18 +247,12 @@ class Group {
     return std::clamp((size + 31) / 32 * 32, 32, kTaskRows);
   }
 
-  // Whether each thread has panels of its own, or each panel threads of its own: what one step leaves in a cache is
-  // then found there by the next. Else the threads share the rows of every panel.
-  bool panels_apart() const { return panels_ % threads_ == 0 || threads_ % panels_ == 0; }
-
   void product(const Step& s) {
     const Product& w = p_.products[s.product];
     int size = rows_of_task(w.rows);
     size_t cuts = static_cast<size_t>((w.rows + size - 1) / size);
-    // A thread alone goes through the panels while it has the weights of some rows.
-    bool apart = progress_ && panels_apart();
     each(cuts * panels_, [&](size_t task) {
-      size_t panel = apart ? task / cuts : task % panels_, cut = apart ? task % cuts : task / panels_;
+      size_t panel = apart_ ? task / cuts : task % panels_, cut = apart_ ? task % cuts : task / panels_;
       int begin = static_cast<int>(cut) * size, end = std::min(w.rows, begin + size);
       Epilogue e = epilogue(s, panel);
       e.bias = w.bias.data();
@@ -412,152 +387,21 @@ class Group {
   uint8_t* memory_;
   Progress* progress_;
   size_t threads_, thread_;
+  bool apart_;   // threads take panels of their own, and not rows of every panel
   size_t step_ = 0;
   std::string error_;
-};
-
-class Preparation {
- public:
-  Preparation(const Program& p, Caller& caller) : p_(p), caller_(caller) {
-    run_.spread.resize(p.steps.size());
-    run_.masks.resize(p.steps.size());
-  }
-
-  Run prepare() {
-    find_tokens();
-    bool none = run_.batch == 0 || run_.length == 0;
-    for (size_t i = 0; i < p_.steps.size() && !none; ++i) {
-      if (p_.steps[i].kind == StepKind::kImport) fit(i);
-      if (p_.steps[i].kind == StepKind::kRows) check_rows(p_.steps[i]);
-      for (int m : {0, 1})
-        if (p_.steps[i].kind == StepKind::kAttention && p_.steps[i].masks[m] >= 0) mask(i, m);
-    }
-    for (size_t i = 0; i < p_.output_width.size(); ++i) {
-      std::vector<int64_t> shape = run_.leading;
-      shape.push_back(p_.output_width[i]);
-      run_.outputs.push_back(static_cast<float*>(caller_.output(static_cast<int>(i), shape)));
-    }
-    return std::move(run_);
-  }
-
- private:
-  const Tensor& input(int index) {
-    if (run_.inputs.size() <= static_cast<size_t>(index)) {
-      run_.inputs.resize(index + 1);
-      run_.read.resize(index + 1, 0);
-    }
-    if (!run_.read[index]) {
-      run_.inputs[index] = caller_.input(index);
-      run_.read[index] = 1;
-    }
-    return run_.inputs[index];
-  }
-
-  static size_t count(const std::vector<int64_t>& shape, size_t dimensions) {
-    size_t n = 1;
-    for (size_t i = 0; i < dimensions; ++i) n *= static_cast<size_t>(shape[i]);
-    return n;
-  }
-
-  void find_tokens() {
-    bool found = false;
-    for (const Step& s : p_.steps) {
-      if (s.kind != StepKind::kImport && s.kind != StepKind::kRows) continue;
-      const Tensor& t = input(s.tensor);
-      size_t rank = t.shape.size();
-      if (s.kind == StepKind::kImport) {
-        int width = s.out.used() ? s.out.width : s.quantized.width;
-        if (rank == 0 || t.shape.back() != width)
-          throw std::runtime_error("an input of shape " + text(t.shape) + " was expected to have " +
-                                   std::to_string(width) + " features");
-        --rank;
-      }
-      // What is there once for the whole batch is repeated: it does not say how large that is.
-      bool repeats = rank == 0 || t.shape[0] == 1;
-      if (found && (rank < run_.leading.size() || (rank == run_.leading.size() && repeats))) continue;
-      found = true;
-      run_.leading.assign(t.shape.begin(), t.shape.begin() + static_cast<std::ptrdiff_t>(rank));
-    }
-    if (!found) throw std::runtime_error("the part reads no tokens");
-    if (p_.sequence_rank == 3 && run_.leading.size() != 2)
-      throw std::runtime_error("attention was expected on [batch, sequence, features], found tokens of shape " + text(run_.leading));
-    bool sequences = run_.leading.size() == 2;
-    run_.batch = sequences ? static_cast<size_t>(run_.leading[0]) : 1;
-    run_.length = sequences ? static_cast<size_t>(run_.leading[1]) : count(run_.leading, run_.leading.size());
-  }
-
-  // An input with fewer batches than the others is repeated.
-  void fit(size_t step) {
-    const Step& s = p_.steps[step];
-    const Tensor& t = input(s.tensor);
-    std::vector<int64_t> leading(t.shape.begin(), t.shape.end() - 1);
-    if (leading == run_.leading) return;
-    size_t tokens = count(leading, leading.size());
-    bool repeats = tokens == run_.length && s.out.used() &&
-                   (leading.size() == 1 || (leading.size() == 2 && leading[0] == 1 && run_.leading.size() == 2));
-    if (!repeats)
-      throw std::runtime_error("inputs were expected to have the same tokens, found " + text(leading) + " and " + text(run_.leading));
-    size_t size = tokens * static_cast<size_t>(s.out.width);
-    std::vector<float>& all = run_.spread[step];
-    all.reserve(size * run_.batch);
-    const auto* data = static_cast<const float*>(t.data);
-    for (size_t b = 0; b < run_.batch; ++b) all.insert(all.end(), data, data + size);
-  }
-
-  void check_rows(const Step& s) {
-    const Tensor& t = input(s.tensor);
-    bool repeats = t.shape.size() == 2 && run_.leading.size() == 2 && t.shape[0] == 1 && t.shape[1] == run_.leading[1];
-    if (t.shape != run_.leading && !repeats)
-      throw std::runtime_error("indices were expected for tokens of shape " + text(run_.leading) + ", found " + text(t.shape));
-    if (t.type != Type::kInt64 && t.type != Type::kInt32)
-      throw std::runtime_error("indices were expected as int64 or int32");
-    auto rows = static_cast<int64_t>(p_.rows[s.rows].count());
-    size_t n = count(t.shape, t.shape.size());
-    for (size_t i = 0; i < n; ++i) {
-      int64_t v = t.type == Type::kInt32 ? static_cast<const int32_t*>(t.data)[i] : static_cast<const int64_t*>(t.data)[i];
-      if (v < -rows || v >= rows)
-        throw std::runtime_error("an index was expected from " + std::to_string(-rows) + " to " + std::to_string(rows - 1) +
-                                 ", found " + std::to_string(v));
-    }
-  }
-
-  void mask(size_t step, int which) {
-    const Step& s = p_.steps[step];
-    int from = s.masks[which];
-    Tensor t;
-    if (from < kConstantMasks) t = input(from);
-    else t = {Type::kFloat, p_.masks[from - kConstantMasks].data.data(), p_.masks[from - kConstantMasks].shape};
-    auto heads = static_cast<size_t>(s.x.width / s.head_dim);
-    size_t most[4] = {run_.batch, heads, run_.length, run_.length};
-    size_t shape[4] = {1, 1, 1, 1};
-    bool fine = t.shape.size() <= 4;
-    for (size_t i = 0; fine && i < t.shape.size(); ++i)
-      shape[4 - t.shape.size() + i] = static_cast<size_t>(t.shape[i]);
-    for (int i = 0; i < 4; ++i) fine = fine && (shape[i] == most[i] || (shape[i] == 1 && i < 3));
-    if (!fine)
-      throw std::runtime_error("a mask of shape " + text(t.shape) + " does not fit scores of " +
-                               text({static_cast<int64_t>(most[0]), static_cast<int64_t>(heads),
-                                     static_cast<int64_t>(run_.length), static_cast<int64_t>(run_.length)}));
-    Mask& m = run_.masks[step][which];
-    m.data = static_cast<const float*>(t.data);
-    m.query = shape[2] == 1 ? 0 : shape[3];
-    m.head = shape[1] == 1 ? 0 : shape[2] * shape[3];
-    m.batch = shape[0] == 1 ? 0 : shape[1] * shape[2] * shape[3];
-  }
-
-  const Program& p_;
-  Caller& caller_;
-  Run run_;
 };
 
 }  // namespace
 
 Executor::Executor(Program program, int threads)
-    : program_(std::move(program)), threads_(std::max(1, threads)), arenas_(std::make_unique<Arenas>()) {}
+    : program_(std::move(program)), threads_(std::max(1, threads)), arenas_(std::make_unique<Arenas>()) {
+  program_.traffic = traffic_of(program_);
+}
 Executor::~Executor() = default;
 
 void Executor::run(Caller& caller) const {
-  Run run = Preparation(program_, caller).prepare();
+  Run run = prepare(program_, caller);
   if (run.batch == 0 || run.length == 0) return;
   size_t sequences = std::max<size_t>(1, kGroupTokens / run.length);
   size_t groups = (run.batch + sequences - 1) / sequences;

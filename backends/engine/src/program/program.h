@@ -8,6 +8,7 @@
 #include "../kernels/kernels.h"
 #include "../kernels/pack_sparse.h"
 #include "row_program.h"
+#include "traffic.h"
 
 namespace obert {
 
@@ -80,6 +81,7 @@ struct Program {
   int sequence_rank = 0;                  // 3 when a step needs [batch, sequence, width], otherwise 0
   const Kernels* kernels = nullptr;
   bool integer_attention = false;         // see Attention::integers
+  Traffic traffic;                        // Executor counts it
 };
 
 // A tensor of ONNX Runtime: row-major, on the CPU.

@@ -76,7 +76,7 @@ class LayerwiseRepair:
         choices: of sites whose groups are chosen anew where their repair begins, from the moments
             that it has; in place of their masks.
         operations: multiply-adds of the factorisations of each site.
-        choice_operations: those of its choice, one repair for each turn.
+        choice_operations: those of its choice, an estimate for each turn.
         positions: rows of its least squares.
         dampings: of sites that keep all their weights, what was chosen.
         plain: each matrix aims at its own dense output and not at the sum it is added to, moments
@@ -193,9 +193,12 @@ class LayerwiseRepair:
         choice = self.choices[name]
         kept = choice.kept
         self.choice_operations[name] = 0
+        v: Float64Array | None = None
         for turn in choice.turns:
-            self.choice_operations[name] += solve_operations(kept)
-            rho = self._rows_of_all(system.saliency(kept[self._mine], choice.group), len(kept))
+            mine = kept[self._mine]
+            v, operations = system.estimated(mine, v)
+            self.choice_operations[name] += sum(self.processes.gather(operations))
+            rho = self._rows_of_all(system.saliency(v, mine, choice.group), len(kept))
             gone = turn(rho * choice.importance[:, None])
             kept = kept & ~np.repeat(gone, choice.group, axis=1)
         return kept

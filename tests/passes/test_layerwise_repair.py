@@ -124,7 +124,7 @@ def test_groups_are_chosen_turn_by_turn_from_what_the_repaired_layers_give(turns
         left = kept[site.name]
         system = RowSystem(p.T @ p, p.T @ z, W, damping=DAMPING)
         for count in counts[site.name]:
-            rho = system.saliency(left, 2) * importance[site.name][:, None]
+            rho = system.saliency(system.repaired(left), left, 2) * importance[site.name][:, None]
             left = left & np.repeat(rho >= np.sort(rho, axis=None)[-count], 2, axis=1)
         np.testing.assert_array_equal(site.weight() != 0, left)
         assert walk.choice_operations[site.name] > 0

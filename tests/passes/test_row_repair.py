@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from obert_compiler.errors import NumericsError
+from obert_compiler.passes import row_repair
 from obert_compiler.passes.row_repair import RowSystem, choose_damping, solve_operations
 
 DAMPING = 1e-2
@@ -91,7 +92,8 @@ def test_a_group_counts_with_the_error_that_its_loss_adds(group):
     x, x_dense, W = problem(0)
     groups = 12 // group
     system = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=DAMPING)
-    rho = system.saliency(np.ones(W.shape, bool), group)
+    kept = np.ones(W.shape, bool)
+    rho = system.saliency(system.repaired(kept), kept, group)
     for row, w in enumerate(W.astype(np.float64)):
         least = squared_error(x, x_dense, w, np.ones(12, bool))
         for place in range(groups):
@@ -105,7 +107,8 @@ def test_where_groups_are_gone_the_others_count_as_they_are_repaired(group, shar
     x, x_dense, W = problem(3)
     kept = np.random.default_rng(1).random(W.shape) < share
     alive = kept.reshape(len(W), -1, group).any(axis=2)
-    rho = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=DAMPING).saliency(kept, group)
+    system = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=DAMPING)
+    rho = system.saliency(system.repaired(kept), kept, group)
     ridge = DAMPING * np.mean(np.sum(x**2, axis=0))
     inverse = np.linalg.inv(x.T @ x + ridge * np.eye(12))
     v = by_lstsq(x, x_dense, W, kept)
@@ -114,6 +117,29 @@ def test_where_groups_are_gone_the_others_count_as_they_are_repaired(group, shar
         Q = slice(place * group, (place + 1) * group)
         expected = v[row, Q] @ np.linalg.inv(inverse[Q, Q]) @ v[row, Q] / 2
         np.testing.assert_allclose(rho[row, place], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("damping", [1e-2, 1e-9])
+@pytest.mark.parametrize("iterated", [True, False])
+def test_an_estimate_is_as_near_as_it_says(share, damping, iterated, monkeypatch):
+    """With hardly a ridge iterations get stuck, or float32 does not come near enough."""
+    x, x_dense, W = problem(8, rows=300, width=24)
+    monkeypatch.setattr(row_repair, "_PRODUCTS", 0 if iterated else 10**9)
+    x[:, ::2] = x[:, 1::2] + 1e-3 * x[:, ::2]
+    system = RowSystem(x.T @ x, x.T @ (x_dense @ W.T), W, damping=damping)
+    kept = np.random.default_rng(1).random(W.shape) < share
+    before = kept | (np.random.default_rng(2).random(W.shape) < 0.3)
+    exact = system.repaired(kept)
+    H = x.T @ x + damping * np.mean(np.sum(x**2, axis=0)) * np.eye(24)
+    norm = np.sqrt(np.einsum("ri,ij,rj->r", exact, H, exact))
+    for start in (None, system.repaired(before)):
+        found, operations = system.estimated(kept, start)
+        assert operations > 0
+        assert not found[~kept].any()
+        error = found - exact
+        bound = 2e-2 if damping > 1e-3 else 0.2
+        assert (np.sqrt(np.einsum("ri,ij,rj->r", error, H, error)) <= bound * norm + 1e-12).all()
 
 
 @pytest.mark.parametrize(

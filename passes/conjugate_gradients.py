@@ -78,10 +78,12 @@ def conjugate_gradients(
         run = _Iterations(*single, residual[~there], x, b, mask)
         run.go(tolerance, most)
         x += run.moved
-        lost: Float64Array = np.where(mask, b - x @ A, 0.0) - run.residual
+        residual = np.where(mask, b - x @ A, 0.0)
+        lost: Float64Array = residual - run.residual
         X[rows] = x
         reached[rows] = run.came & _small(lost, inverse, tolerance, x, b)
-        products += run.products + 2 * len(rows)
+        reached[rows] &= _small(residual, inverse, _NEAR * tolerance, x, b)
+        products += run.products + 3 * len(rows)
     return X, reached, products * A.size
 
 

@@ -74,7 +74,7 @@ def test_rows_that_are_not_there_are_named():
     assert reached.any()
     assert not near.all()
     assert (near | ~reached).all()
-    assert operations <= (2 + 1 + 2 * 3 + 2) * len(B) * A.size
+    assert operations <= (2 + 1 + 2 * 3 + 3) * len(B) * A.size
 
 
 def test_float32_that_does_not_suffice_is_not_believed():

@@ -23,6 +23,7 @@ Match Matcher::run() {
 }
 
 int Matcher::add(Op op) {
+  op.picked = op.kind == OpKind::kPick || (!op.inputs.empty() && m_.ops[op.inputs[0]].picked);
   m_.ops.push_back(std::move(op));
   return static_cast<int>(m_.ops.size()) - 1;
 }
@@ -101,6 +102,7 @@ bool Matcher::absorb(int n) {
   if (op == "Mul" || op == "Div") return scaled(n);
   if (op == "Reshape") return reshape(n);
   if (op == "Transpose") return transpose(n);
+  if (op == "Gather" || op == "Slice") return pick(n);
   if (op == "Softmax") return softmax(n);
   if (op == "IsNaN") return is_nan(n);
   if (op == "Where") return nan_to_zero(n);

@@ -27,6 +27,7 @@ enum class Layout : uint8_t {
   kScores,         // [batch, heads, query, key], before softmax
   kProbabilities,  // the same, after
   kNotANumber,     // which probabilities are NaN
+  kPicked,         // [batch, width], one token of each sequence
 };
 
 enum class Form : uint8_t { kFloat, kQuantized, kDequantized };
@@ -45,7 +46,7 @@ struct View {
 
   bool held() const { return op >= 0; }
   // Can be written out as the tensor that the graph has at this place.
-  bool plain() const { return held() && layout == Layout::kTokens && factor == 1.f; }
+  bool plain() const { return held() && (layout == Layout::kTokens || layout == Layout::kPicked) && factor == 1.f; }
 };
 
 struct Skip {

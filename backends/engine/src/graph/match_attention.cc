@@ -13,6 +13,7 @@ std::optional<std::vector<Dim>> Matcher::shape_of(int value) const {
   int width = m_.ops[v.op].width;
   Dim features = Dim::of(width);
   if (v.layout == Layout::kTokens) return std::vector<Dim>{batch, length, features};
+  if (v.layout == Layout::kPicked) return std::vector<Dim>{batch, features};
   Dim heads = Dim::of(width / v.head_dim), size = Dim::of(v.head_dim);
   switch (v.layout) {
     case Layout::kSequenceHeads: return std::vector<Dim>{batch, length, heads, size};

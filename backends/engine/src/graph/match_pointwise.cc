@@ -26,9 +26,9 @@ bool Matcher::sum(int n) {
   }
   int width = m_.ops[v.op].width;
   if (auto bias = vector(g_, b, static_cast<size_t>(width))) return add_bias(n, v.op, *bias, b);
-  if (g_.constant(b)) return false;
+  if (g_.constant(b) || (m_.ops[v.op].picked && !view(b).held())) return false;
   int other = tensor(b, width);
-  if (other < 0) return false;
+  if (other < 0 || !same_tokens(v.op, other)) return false;
   Op op;
   op.kind = OpKind::kAdd;
   op.inputs = {v.op, other};
@@ -69,14 +69,16 @@ bool Matcher::scaled(int n) {
   if (!division && !view(a).held()) std::swap(a, b);
   View v = view(a);
   if (!v.held() || v.form == Form::kQuantized) return false;
-  if (v.layout != Layout::kTokens && v.layout != Layout::kProbabilities) {
+  if (v.layout != Layout::kTokens && v.layout != Layout::kPicked && v.layout != Layout::kProbabilities) {
     auto f = scalar(g_, b);
     if (!f || !std::isfinite(*f) || *f == 0 || std::fabs(*f) > kHugeMask) return false;
     if (v.masks[0] >= 0) return fail("its scores are scaled after a mask was added");
     v.factor *= division ? 1.f / *f : *f;
     return show(n, v);
   }
-  if (division || !plain_float(a) || !plain_float(b) || m_.ops[v.op].width != m_.ops[view(b).op].width) return false;
+  if (division || !plain_float(a) || !plain_float(b) || m_.ops[v.op].width != m_.ops[view(b).op].width ||
+      !same_tokens(v.op, view(b).op))
+    return false;
   Op op;
   op.kind = OpKind::kMultiply;
   op.inputs = {v.op, view(b).op};

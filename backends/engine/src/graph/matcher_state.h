@@ -1,5 +1,5 @@
 // One pass over the nodes of a graph. Its members lie in files by subject: match.cc (tensors, nodes),
-// match_quantization.cc, match_products.cc, match_pointwise.cc, match_attention.cc.
+// match_quantization.cc, match_products.cc, match_pointwise.cc, match_picks.cc, match_attention.cc.
 #pragma once
 #include <cmath>
 #include <optional>
@@ -51,9 +51,12 @@ class Matcher {
     View v;
     v.op = op;
     v.form = m_.ops[op].quantized ? Form::kQuantized : Form::kFloat;
+    if (m_.ops[op].picked) v.layout = Layout::kPicked;
     return show(n, v);
   }
   int add(Op op);
+  // Whether two tensors have the same tokens.
+  bool same_tokens(int a, int b) const { return m_.ops[a].picked == m_.ops[b].picked; }
   // A value from outside as a token tensor of `width` features.
   int import(int value, int width, const Quantization* q = nullptr);
   // The float tensor that `value` shows: held, dequantised for it, or imported.
@@ -108,6 +111,9 @@ class Matcher {
   bool layer_norm(int n);
   // A DequantizeLinear whose constant was read goes with its reader, where nothing else reads it.
   void claim_constant_chain(int value);
+
+  // One token of each sequence, by Gather, or by Slice or Gather and Squeeze.
+  bool pick(int n);
 
   // attention
   // Shape of a tensor that is held, as far as it is known without a call.

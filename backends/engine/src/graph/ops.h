@@ -62,6 +62,7 @@ enum class OpKind : uint8_t {
   kMultiply,
   kLayerNorm,
   kAttention,
+  kPick,         // one token of each sequence: a result [batch, width]
 };
 
 struct Op {
@@ -82,6 +83,9 @@ struct Op {
   bool nan_to_zero = false;           // kAttention: probabilities that are NaN count as 0
   Quantization score_rounding{0.f};   // kAttention: of q . k before `scale`; scale 0: none
   Quantization probability_rounding{0.f};   // kAttention
+  bool picked = false;                // the result has one token of each sequence; inputs then have too, but
+                                      // for kPick and the keys and values of kAttention
+  int64_t token = 0;                  // kPick, kAttention that is picked: which; from the end where negative
 };
 
 }  // namespace obert

@@ -14,6 +14,7 @@
 #include "attention_layout.h"
 #include "attention_numbers.h"
 #include "attention_softmax.h"
+#include "attention_few.h"
 
 namespace obert {
 namespace {
@@ -135,7 +136,7 @@ class VectorProducts {
     transpose_values(a_, n_, s_.v_stride, v_);
   }
   void put_block(int query, int count) {
-    put_features(n_, a_.q, a_.q_width, a_.q_column, a_.head_dim, a_.first + static_cast<size_t>(query), count,
+    put_features(n_, a_.q, a_.q_width, a_.q_column, a_.head_dim, a_.first_query + static_cast<size_t>(query), count,
                  kQueries, n_.q, q_, kQueries);
   }
   // Raises `top` to the largest of what put(key, i, product), the score of a vector of queries, gives.
@@ -170,6 +171,7 @@ class VectorProducts {
 };
 
 void attention(const Attention& a) {
+  if (are_few(a)) return attend_few(a);
   Fixed fixed;
   if (choose_fixed(a, fixed)) attend(a, VectorProducts<Fixed>(a, fixed));
   else attend(a, VectorProducts<Floats>(a, Floats()));

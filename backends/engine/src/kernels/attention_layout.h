@@ -110,7 +110,7 @@ inline void put_row(const T* from, int count, size_t first, int width, int row, 
 
 inline void put_queries(const Attention& a, const float* y, int query) {
   const int count = least(kQueries, a.query_end - query);
-  const size_t first = a.first + static_cast<size_t>(query);
+  const size_t first = a.first_query + static_cast<size_t>(query);
   if (a.out)
     for (int d = 0; d < a.head_dim; ++d)
       put_row(y + d * kQueries, count, first, a.out_width, a.out_column + d, a.out);

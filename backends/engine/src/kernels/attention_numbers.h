@@ -106,7 +106,7 @@ inline float largest_value(const float* x, int width, int column, int head_dim, 
 struct Extents {
   Extent q, k, v;
   explicit Extents(const Attention& a)
-      : q(extent(a.q, a.q_width, a.q_column, a.head_dim, a.first, a.length)),
+      : q(extent(a.q, a.q_width, a.q_column, a.head_dim, a.first_query, a.queries)),
         k(extent(a.k, a.k_width, a.k_column, a.head_dim, a.first, a.length)),
         v(extent(a.v, a.v_width, a.v_column, a.head_dim, a.first, a.length)) {}
   bool within(float scale, float least_squares, float scores) const {

@@ -119,7 +119,7 @@ class TileProducts {
     for (int half = 0; half < kQueries; half += kLanes)
       for (int d = 0; d < s_.features; d += kDepth) {
         const FeatureRows row(a_.q, a_.q_width, a_.q_column + d, a_.head_dim - d, kDepth,
-                              a_.first + static_cast<size_t>(query + half), count - half, edge_);
+                              a_.first_query + static_cast<size_t>(query + half), count - half, edge_);
         int32_t* to = q_ + static_cast<size_t>(d) * kQueries + half;
         for (int j = 0; j < kTileRows; ++j, to += kQueries) {
           const SplitPair pair(row(2 * j), row(2 * j + 1));

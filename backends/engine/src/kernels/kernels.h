@@ -120,17 +120,19 @@ struct LayerNorm {
 // Scaled dot-product attention of one head over one sequence: for each query token
 //   p = probabilities(softmax_k(scores(scale * q . k) + mask[., k])),  y = sum_k p_k v_k
 // with the roundings `scores` and `probabilities`.
-// The tokens of the sequence are tokens first .. first + length of the buffers, wherever panel
-// borders fall. Buffers are float panels of `width` features; the head is features
-// column .. column + head_dim of each.
+// Keys and values are tokens first .. first + length of their buffers, queries are tokens
+// first_query .. first_query + queries of theirs and of the results, wherever panel borders fall. Buffers
+// are float panels of `width` features; the head is features column .. column + head_dim of each.
 //
 // With `out`, products are float32. With `quantized` alone they may run on 16-bit integers, with an
 // error far below a step of 8 bits (attention_numbers.h bounds it); NaN and infinities give what
 // they give in floats.
 struct Attention {
   int head_dim = 0;
-  int length = 0;                     // tokens of the sequence
-  size_t first = 0;                   // index of its first token in the buffers
+  int length = 0;                     // keys: tokens of the sequence
+  size_t first = 0;                   // index of the first key
+  int queries = 0;                    // of the sequence, in all calls together
+  size_t first_query = 0;
   const float *q = nullptr, *k = nullptr, *v = nullptr;   // buffers: [panels][width][kPanel]
   int q_width = 0, k_width = 0, v_width = 0;
   int q_column = 0, k_column = 0, v_column = 0;
@@ -142,7 +144,7 @@ struct Attention {
   // (attention_numbers.h) that moves about one code in a hundred of a quantised result by a step.
   bool integers = false;
   size_t mask_stride = 0;             // floats from one query's row of the mask to the next; 0: one row for all
-  int query_begin = 0, query_end = 0; // queries of this call, within 0 .. length; query_begin % kGroup == 0
+  int query_begin = 0, query_end = 0; // queries of this call, within 0 .. queries; query_begin % kGroup == 0
   float* out = nullptr;               // buffer [panels][out_width][kPanel] or null
   uint8_t* quantized = nullptr;       // buffer [panels][out_width / 4][kPanel][4] or null
   int out_width = 0, out_column = 0;  // out_column and head_dim are multiples of 4 when quantized

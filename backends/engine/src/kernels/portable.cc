@@ -182,7 +182,7 @@ size_t float_at(size_t token, int width, int column) {
 void attention(const Attention& a) {
   double* p = static_cast<double*>(a.scratch);
   for (int i = a.query_begin; i < a.query_end; ++i) {
-    const size_t query = a.first + static_cast<size_t>(i);
+    const size_t query = a.first_query + static_cast<size_t>(i);
     double top = -INFINITY, total = 0;
     for (int k = 0; k < a.length; ++k) {
       const size_t key = a.first + static_cast<size_t>(k);

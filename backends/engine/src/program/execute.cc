@@ -89,9 +89,9 @@ class Group {
   Group(const Program& p, const Run& run, size_t first_sequence, size_t sequences, uint8_t* memory,
         Progress* progress, int threads, int thread)
       : p_(p), k_(*p.kernels), run_(run), first_(first_sequence), sequences_(sequences),
-        tokens_(sequences * run.length), panels_(panels_of(tokens_)), memory_(memory), progress_(progress),
+        all_(sequences * run.length), picked_(sequences), memory_(memory), progress_(progress),
         threads_(static_cast<size_t>(threads)), thread_(static_cast<size_t>(thread)),
-        apart_(progress && panels_apart(p.traffic, panels_, threads_)) {}
+        apart_(progress && panels_apart(p.traffic, all_.panels, threads_)) {}
 
   const std::string& error() const { return error_; }
 
@@ -100,6 +100,7 @@ class Group {
     for (size_t i = 0; i < p_.steps.size(); ++i) {
       step_ = i;
       const Step& s = p_.steps[i];
+      now_ = s.picked ? picked_ : all_;
       switch (s.kind) {
         case StepKind::kImport: import(s, i); break;
         case StepKind::kRows: gather(s); break;
@@ -108,13 +109,19 @@ class Group {
         case StepKind::kLayerNorm: layer_norm(s); break;
         case StepKind::kAttention: attention(s, i); break;
         case StepKind::kDequantize: dequantize(s); break;
+        case StepKind::kPick: pick(s); break;
         case StepKind::kExport: write(s); break;
       }
     }
   }
 
  private:
-  uint8_t* base(int buffer) const { return memory_ + p_.buffers[buffer].offset * panels_; }
+  struct Tokens {
+    size_t count, panels;
+    explicit Tokens(size_t n) : count(n), panels(panels_of(n)) {}
+  };
+
+  uint8_t* base(int buffer) const { return memory_ + p_.buffers[buffer].offset * all_.panels; }
   float* floats(const Slice& s, size_t panel) const {
     if (!s.used()) return nullptr;
     const Buffer& b = p_.buffers[s.buffer];
@@ -124,7 +131,7 @@ class Group {
     if (!s.used()) return nullptr;
     return base(s.buffer) + panel * panel_bytes(p_.buffers[s.buffer].width);
   }
-  int tokens_in(size_t panel) const { return static_cast<int>(std::min<size_t>(kPanel, tokens_ - panel * kPanel)); }
+  int tokens_in(size_t panel) const { return static_cast<int>(std::min<size_t>(kPanel, now_.count - panel * kPanel)); }
   int groups_in(size_t panel) const { return (tokens_in(panel) + kGroup - 1) / kGroup; }
 
   template <class F>
@@ -161,7 +168,7 @@ class Group {
     size_t size = static_cast<size_t>(to.width);
     size_t first = first_ * run_.length;
     const void* data = run_.spread[step].empty() ? run_.inputs[s.tensor].data : run_.spread[step].data();
-    each(panels_, [&](size_t panel) {
+    each(now_.panels, [&](size_t panel) {
       size_t at = (first + panel * kPanel) * size;
       if (s.out.used()) {
         k_.import_float(static_cast<const float*>(data) + at, size, tokens_in(panel), to.width, floats(s.out, panel));
@@ -181,7 +188,7 @@ class Group {
     auto width = static_cast<size_t>(rows.width());
     // Groups of tokens, so that a short batch has work for every thread.
     size_t lanes = kPanel / kGroup;
-    each(panels_ * lanes, [&](size_t task) {
+    each(now_.panels * lanes, [&](size_t task) {
       size_t panel = task / lanes, lane = task % lanes * kGroup;
       int tokens = std::min(tokens_in(panel) - static_cast<int>(lane), kGroup);
       if (tokens <= 0) return;
@@ -203,15 +210,38 @@ class Group {
     return static_cast<size_t>(i < 0 ? i + static_cast<int64_t>(count) : i);
   }
 
+  // Float panels and uint8 panels alike: dwords of one token lie kPanel apart.
+  void pick(const Step& s) {
+    size_t rows = s.out.used() ? static_cast<size_t>(s.out.width) : blocks_of(static_cast<size_t>(s.quantized.width));
+    const Slice& to = s.out.used() ? s.out : s.quantized;
+    size_t token = token_of(s), lanes = kPanel / kGroup;
+    each(now_.panels * lanes, [&](size_t task) {
+      size_t panel = task / lanes, lane = task % lanes * kGroup;
+      int count = std::min(tokens_in(panel) - static_cast<int>(lane), kGroup);
+      if (count <= 0) return;
+      auto* out = reinterpret_cast<uint32_t*>(s.out.used() ? reinterpret_cast<uint8_t*>(floats(to, panel)) : bytes(to, panel)) + lane;
+      for (size_t row = 0; row < rows; ++row) std::memset(out + row * kPanel, 0, kGroup * sizeof *out);
+      for (int i = 0; i < count; ++i) {
+        size_t from = (panel * kPanel + lane + static_cast<size_t>(i)) * run_.length + token;
+        const auto* x = reinterpret_cast<const uint32_t*>(
+            s.out.used() ? reinterpret_cast<const uint8_t*>(floats(s.x, from / kPanel)) : bytes(s.x, from / kPanel));
+        for (size_t row = 0; row < rows; ++row) out[row * kPanel + static_cast<size_t>(i)] = x[row * kPanel + from % kPanel];
+      }
+    });
+  }
+  size_t token_of(const Step& s) const {
+    return static_cast<size_t>(s.token < 0 ? s.token + static_cast<int64_t>(run_.length) : s.token);
+  }
+
   static void flip(uint8_t* data, size_t count) {
     for (size_t i = 0; i < count; ++i) data[i] ^= 0x80;
   }
 
   void write(const Step& s) {
     size_t size = static_cast<size_t>(s.x.width);
-    size_t first = first_ * run_.length;
+    size_t first = s.picked ? first_ : first_ * run_.length;
     bool quantized = p_.buffers[s.x.buffer].quantized;
-    each(panels_, [&](size_t panel) {
+    each(now_.panels, [&](size_t panel) {
       size_t at = (first + panel * kPanel) * size;
       if (!quantized) {
         k_.export_float(floats(s.x, panel), tokens_in(panel), s.x.width, run_.outputs[s.tensor] + at, size);
@@ -242,7 +272,7 @@ class Group {
   int rows_of_task(int rows) const {
     if (!progress_) return kTaskRows;
     size_t tasks_wanted = threads_ * 4;
-    size_t per_panel = std::max<size_t>(1, tasks_wanted / panels_);
+    size_t per_panel = std::max<size_t>(1, tasks_wanted / now_.panels);
     int size = static_cast<int>((static_cast<size_t>(rows) + per_panel - 1) / per_panel);
     return std::clamp((size + 31) / 32 * 32, 32, kTaskRows);
   }
@@ -251,8 +281,8 @@ class Group {
     const Product& w = p_.products[s.product];
     int size = rows_of_task(w.rows);
     size_t cuts = static_cast<size_t>((w.rows + size - 1) / size);
-    each(cuts * panels_, [&](size_t task) {
-      size_t panel = apart_ ? task / cuts : task % panels_, cut = apart_ ? task % cuts : task / panels_;
+    each(cuts * now_.panels, [&](size_t task) {
+      size_t panel = apart_ ? task / cuts : task % now_.panels, cut = apart_ ? task % cuts : task / now_.panels;
       int begin = static_cast<int>(cut) * size, end = std::min(w.rows, begin + size);
       Epilogue e = epilogue(s, panel);
       e.bias = w.bias.data();
@@ -272,9 +302,9 @@ class Group {
   void pointwise(const Step& s) {
     int size = kTaskRows;
     size_t cuts = static_cast<size_t>((s.x.width + size - 1) / size);
-    each(cuts * panels_, [&](size_t task) {
-      size_t panel = task % panels_;
-      int begin = static_cast<int>(task / panels_) * size, end = std::min(s.x.width, begin + size);
+    each(cuts * now_.panels, [&](size_t task) {
+      size_t panel = task % now_.panels;
+      int begin = static_cast<int>(task / now_.panels) * size, end = std::min(s.x.width, begin + size);
       k_.finish_float(epilogue(s, panel), floats(s.x, panel) + static_cast<size_t>(begin) * kPanel, groups_in(panel),
                       begin, end);
     });
@@ -282,8 +312,8 @@ class Group {
 
   void layer_norm(const Step& s) {
     // Rows of whole panels follow one another in memory; runs of 16 tokens are for threads that have no panel.
-    size_t lanes = panels_ % threads_ == 0 ? 1 : kPanel / kGroup;
-    each(panels_ * lanes, [&](size_t task) {
+    size_t lanes = now_.panels % threads_ == 0 ? 1 : kPanel / kGroup;
+    each(now_.panels * lanes, [&](size_t task) {
       size_t panel = task / lanes, lane = task % lanes;
       if (static_cast<int>(lane) >= groups_in(panel)) return;
       size_t shift = lane * kGroup;
@@ -309,8 +339,9 @@ class Group {
     // threads are cut into blocks of queries all the same, and so is the sum of two masks.
     size_t all = sequences_ * static_cast<size_t>(heads);
     bool both = run_.masks[step][1].data != nullptr;
-    bool whole = !both && (!progress_ || all >= 4 * threads_ || all % threads_ == 0);
-    size_t query_blocks = whole ? 1 : panels_of(run_.length), queries = whole ? run_.length : kPanel;
+    bool whole = s.picked || (!both && (!progress_ || all >= 4 * threads_ || all % threads_ == 0));
+    size_t all_queries = s.picked ? 1 : run_.length;
+    size_t query_blocks = whole ? 1 : panels_of(run_.length), queries = whole ? all_queries : kPanel;
     size_t scratch = k_.attention_scratch(length, s.head_dim);
     each(all * query_blocks, [&](size_t task) {
       size_t block = task % query_blocks, head = task / query_blocks % heads, sequence = task / query_blocks / heads;
@@ -318,6 +349,8 @@ class Group {
       a.head_dim = s.head_dim;
       a.length = length;
       a.first = sequence * run_.length;
+      a.queries = static_cast<int>(all_queries);
+      a.first_query = sequence * all_queries;
       int column = static_cast<int>(head) * s.head_dim;
       auto part = [&](const Slice& from, const float*& data, int& width, int& at) {
         data = reinterpret_cast<const float*>(base(from.buffer));
@@ -333,7 +366,7 @@ class Group {
       a.nan_to_zero = s.nan_to_zero;
       a.integers = p_.integer_attention;
       a.query_begin = static_cast<int>(block * queries);
-      a.query_end = std::min(length, a.query_begin + static_cast<int>(queries));
+      a.query_end = std::min(a.queries, a.query_begin + static_cast<int>(queries));
       if (s.out.used()) a.out = reinterpret_cast<float*>(base(s.out.buffer));
       if (s.quantized.used()) a.quantized = base(s.quantized.buffer);
       a.out_width = s.out.used() ? p_.buffers[s.out.buffer].width : p_.buffers[s.quantized.buffer].width;
@@ -344,33 +377,34 @@ class Group {
       size_t row = static_cast<size_t>(length) * sizeof(float);
       uint8_t* memory = workspace.get(scratch + (both ? row * kPanel : 0));
       a.scratch = memory;
-      mask(a, run_.masks[step], first_ + sequence, head, both ? reinterpret_cast<float*>(memory + scratch) : nullptr);
+      mask(a, run_.masks[step], first_ + sequence, head, s.picked ? token_of(s) : 0, both ? reinterpret_cast<float*>(memory + scratch) : nullptr);
       k_.attention(a);
     });
   }
 
   // One mask is read in place; the rows of two are added up for the queries of the task.
-  static void mask(Attention& a, const std::array<Mask, 2>& masks, size_t sequence, size_t head, float* sum) {
+  // The first query has row `row` of it.
+  static void mask(Attention& a, const std::array<Mask, 2>& masks, size_t sequence, size_t head, size_t row, float* sum) {
     if (!masks[0].data) return;
-    const float* first = masks[0].data + sequence * masks[0].batch + head * masks[0].head;
+    const float* first = masks[0].data + sequence * masks[0].batch + head * masks[0].head + row * masks[0].query;
     if (!sum) {
       a.mask = first;
       a.mask_stride = masks[0].query;
       return;
     }
-    const float* second = masks[1].data + sequence * masks[1].batch + head * masks[1].head;
+    const float* second = masks[1].data + sequence * masks[1].batch + head * masks[1].head + row * masks[1].query;
     auto length = static_cast<size_t>(a.length);
     for (int q = a.query_begin; q < a.query_end; ++q) {
-      float* row = sum + static_cast<size_t>(q - a.query_begin) * length;
+      float* to = sum + static_cast<size_t>(q - a.query_begin) * length;
       const float *x = first + static_cast<size_t>(q) * masks[0].query, *y = second + static_cast<size_t>(q) * masks[1].query;
-      for (size_t k = 0; k < length; ++k) row[k] = x[k] + y[k];
+      for (size_t k = 0; k < length; ++k) to[k] = x[k] + y[k];
     }
     a.mask = sum - static_cast<std::ptrdiff_t>(static_cast<size_t>(a.query_begin) * length);
     a.mask_stride = length;
   }
 
   void dequantize(const Step& s) {
-    each(panels_, [&](size_t panel) {
+    each(now_.panels, [&](size_t panel) {
       const uint8_t* x = bytes(s.x, panel);
       float* out = floats(s.out, panel);
       for (int i = 0; i < s.out.width; ++i)
@@ -383,7 +417,8 @@ class Group {
   const Program& p_;
   const Kernels& k_;
   const Run& run_;
-  size_t first_, sequences_, tokens_, panels_;
+  size_t first_, sequences_;
+  Tokens all_, picked_, now_{0};   // now: those of the step
   uint8_t* memory_;
   Progress* progress_;
   size_t threads_, thread_;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "narrow.h"
 #include "weights.h"
 
 namespace obert {
@@ -31,6 +32,7 @@ class Lowering {
 
   Program run() {
     add_exports();
+    narrow_ops();
     count_uses();
     fuse();
     order();
@@ -61,12 +63,21 @@ class Lowering {
           d.inputs = {v.op};
           d.width = ops_[v.op].width;
           d.quantization = ops_[v.op].quantization;
+          d.picked = ops_[v.op].picked;
           ops_.push_back(d);
           op = static_cast<int>(ops_.size()) - 1;
         }
       }
       exports_.push_back({op, static_cast<int>(i)});
     }
+  }
+
+  void narrow_ops() {
+    std::vector<int> exported;
+    for (const Export& e : exports_) exported.push_back(e.op);
+    Narrowed n = narrow(ops_, exported);
+    ops_ = std::move(n.ops);
+    for (Export& e : exports_) e.op = n.place[e.op];
   }
 
   void count_uses() {
@@ -104,7 +115,8 @@ class Lowering {
           f.residual = o;    // both inputs of this op
         }
       }
-      if (op.kind != OpKind::kImport && op.kind != OpKind::kRows && op.kind != OpKind::kDequantize) take_quantize(f);
+      bool moves = op.kind == OpKind::kImport || op.kind == OpKind::kRows || op.kind == OpKind::kDequantize || op.kind == OpKind::kPick;
+      if (!moves) take_quantize(f);
       taken_[o] = 1;
       fused_.push_back(f);
     }
@@ -222,10 +234,11 @@ class Lowering {
     }
   }
 
-  int new_buffer(int width, bool quantized) {
+  int new_buffer(int width, bool quantized, bool picked) {
     Buffer b;
     b.width = width;
     b.quantized = quantized;
+    b.picked = picked;
     b.bytes = quantized ? panel_bytes(static_cast<size_t>(width)) : panel_floats(static_cast<size_t>(width)) * sizeof(float);
     p_.buffers.push_back(b);
     return static_cast<int>(p_.buffers.size()) - 1;
@@ -234,7 +247,7 @@ class Lowering {
   Slice fresh(int op) {
     Slice s;
     s.width = ops_[op].width;
-    s.buffer = new_buffer(s.width, ops_[op].quantized);
+    s.buffer = new_buffer(s.width, ops_[op].quantized, ops_[op].picked);
     place_[op] = s;
     return s;
   }
@@ -256,10 +269,11 @@ class Lowering {
       s.x = place_[e.op];
       s.tensor = e.output;
       s.flip_sign = ops_[e.op].quantized && ops_[e.op].quantization.is_signed;
+      s.picked = ops_[e.op].picked;
       p_.steps.push_back(s);
     }
-    p_.output_width.assign(s_.outputs.size(), 0);
-    for (const Export& e : exports_) p_.output_width[e.output] = ops_[e.op].width;
+    p_.outputs.assign(s_.outputs.size(), {});
+    for (const Export& e : exports_) p_.outputs[e.output] = {ops_[e.op].width, ops_[e.op].picked};
   }
 
   void step_of(size_t index) {
@@ -269,6 +283,8 @@ class Lowering {
     s.activation = f.activation;
     s.rounding = f.rounding;
     s.out_rounding = f.out_rounding;
+    s.picked = op.picked;
+    s.token = op.token;
     if (f.shift >= 0) s.beta = ops_[f.shift].beta;
     switch (op.kind) {
       case OpKind::kImport:
@@ -285,6 +301,13 @@ class Lowering {
         s.rows = static_cast<int>(p_.rows.size());
         p_.rows.emplace_back(m_.rows, op.row);
         s.out = fresh(f.op);
+        p_.steps.push_back(s);
+        return;
+      case OpKind::kPick:
+        s.kind = StepKind::kPick;
+        s.x = place_[op.inputs[0]];
+        (op.quantized ? s.quantized : s.out) = fresh(f.op);
+        p_.sequence_rank = 3;
         p_.steps.push_back(s);
         return;
       case OpKind::kDequantize:
@@ -376,7 +399,7 @@ class Lowering {
     s.product = static_cast<int>(p_.products.size());
     p_.products.push_back(prepare(weights, input.quantized ? &input.quantization : nullptr, *p_.kernels));
     if (!fused_[index].keep_float) return;
-    int buffer = new_buffer(width, false);
+    int buffer = new_buffer(width, false, ops_[fused_[index].op].picked);
     int column = 0;
     for (int r : results) {
       place_[r].buffer = buffer;

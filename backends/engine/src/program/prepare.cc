@@ -21,6 +21,7 @@ class Preparation {
 
   Run prepare() {
     find_tokens();
+    check_tokens();
     bool none = run_.batch == 0 || run_.length == 0;
     for (size_t i = 0; i < p_.steps.size() && !none; ++i) {
       if (p_.steps[i].kind == StepKind::kImport) fit(i);
@@ -28,9 +29,10 @@ class Preparation {
       for (int m : {0, 1})
         if (p_.steps[i].kind == StepKind::kAttention && p_.steps[i].masks[m] >= 0) mask(i, m);
     }
-    for (size_t i = 0; i < p_.output_width.size(); ++i) {
+    for (size_t i = 0; i < p_.outputs.size(); ++i) {
       std::vector<int64_t> shape = run_.leading;
-      shape.push_back(p_.output_width[i]);
+      if (p_.outputs[i].picked) shape.pop_back();
+      shape.push_back(p_.outputs[i].width);
       run_.outputs.push_back(static_cast<float*>(caller_.output(static_cast<int>(i), shape)));
     }
     return std::move(run_);
@@ -76,10 +78,18 @@ class Preparation {
     }
     if (!found) throw std::runtime_error("the part reads no tokens");
     if (p_.sequence_rank == 3 && run_.leading.size() != 2)
-      throw std::runtime_error("attention was expected on [batch, sequence, features], found tokens of shape " + text(run_.leading));
+      throw std::runtime_error("attention, or a token of each sequence, was expected of [batch, sequence, features], found tokens of shape " + text(run_.leading));
     bool sequences = run_.leading.size() == 2;
     run_.batch = sequences ? static_cast<size_t>(run_.leading[0]) : 1;
     run_.length = sequences ? static_cast<size_t>(run_.leading[1]) : count(run_.leading, run_.leading.size());
+  }
+
+  void check_tokens() const {
+    const auto length = static_cast<int64_t>(run_.length);
+    for (const Step& s : p_.steps)
+      if (s.kind == StepKind::kPick && (s.token < -length || s.token >= length))
+        throw std::runtime_error("token " + std::to_string(s.token) + " of each sequence is read, found sequences of " +
+                                 std::to_string(length) + " tokens");
   }
 
   // An input with fewer batches than the others is repeated.

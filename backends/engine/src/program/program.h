@@ -23,13 +23,14 @@ struct Slice {
 struct Buffer {
   int width = 0;
   bool quantized = false;
+  bool picked = false;       // of one token of each sequence
   size_t offset = 0;         // bytes per panel of tokens, in the arena
   size_t bytes = 0;          // per panel
 };
 
-enum class StepKind : uint8_t { kImport, kRows, kProduct, kPointwise, kLayerNorm, kAttention, kDequantize, kExport };
+enum class StepKind : uint8_t { kImport, kRows, kProduct, kPointwise, kLayerNorm, kAttention, kDequantize, kPick, kExport };
 
-// One kernel, or a run of them, over all tokens.
+// One kernel, or a run of them, over all tokens, or over one of each sequence.
 struct Step {
   StepKind kind = StepKind::kImport;
   Slice x;                                // what it reads
@@ -52,6 +53,8 @@ struct Step {
   bool nan_to_zero = false;               // kAttention
   Rounding scores, probabilities;         // kAttention
   Rounding rounding, out_rounding;        // kProduct, kPointwise: see Epilogue
+  bool picked = false;                    // what it writes has one token of each sequence
+  int64_t token = 0;                      // kPick, kAttention that is picked: which, from the end where negative
 };
 
 // A packed matrix with what its epilogue needs.
@@ -70,13 +73,19 @@ struct ConstantMask {
   std::vector<float> data;
 };
 
+// A tensor that the part hands out, [batch, sequence, width] or, picked, [batch, width].
+struct Output {
+  int width = 0;
+  bool picked = false;
+};
+
 struct Program {
   std::vector<Step> steps;
   std::vector<Product> products;
   std::vector<RowProgram> rows;
   std::vector<ConstantMask> masks;
   std::vector<Buffer> buffers;
-  std::vector<int> output_width;          // by output of the part
+  std::vector<Output> outputs;
   size_t arena_bytes = 0;                 // per panel of tokens
   int sequence_rank = 0;                  // 3 when a step needs [batch, sequence, width], otherwise 0
   const Kernels* kernels = nullptr;

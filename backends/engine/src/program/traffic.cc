@@ -22,7 +22,7 @@ size_t bytes_of(const Product& p) {
 Traffic traffic_of(const Program& program) {
   Traffic t;
   for (const Step& s : program.steps) {
-    if (s.kind != StepKind::kProduct) continue;
+    if (s.kind != StepKind::kProduct || s.picked) continue;
     t.weights += bytes_of(program.products[s.product]);
     for (const Slice* slice : {&s.x, &s.residual, &s.factor, &s.out, &s.quantized}) {
       if (!slice->used()) continue;

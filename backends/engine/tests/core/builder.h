@@ -32,6 +32,10 @@ class Builder {
     longs_.push_back(data);
     return hold(Type::kInt64, {static_cast<int64_t>(data.size())}, longs_.back().data(), data.size());
   }
+  int index(int64_t i) {
+    longs_.push_back({i});
+    return hold(Type::kInt64, {}, longs_.back().data(), 1);
+  }
   int scalar(float x) { return constant({}, std::vector<float>{x}); }
   int zero_point(uint8_t z) { return constant_uint8({}, {z}); }
 
@@ -58,6 +62,17 @@ class Builder {
   int fake_quantize(int x, float scale, uint8_t zero) {
     int s = scalar(scale), z = zero_point(zero);
     return node("DequantizeLinear", {node("QuantizeLinear", {x, s, z}), s, z});
+  }
+  // One token of each sequence of x [batch, sequence, width]: [batch, width].
+  int token(int x, int64_t i, bool by_slice = false) {
+    graph.values[x].rank = 3;
+    if (by_slice) {
+      int part = node("Slice", {x, constant({i}), constant({i == -1 ? INT64_MAX : i + 1}), constant({1})});
+      return node("Squeeze", {part, constant({1})});
+    }
+    Node axis;
+    axis.ints["axis"] = 1;
+    return node("Gather", {x, index(i)}, axis);
   }
   void output(int value) { graph.values[value].is_output = true; }
 

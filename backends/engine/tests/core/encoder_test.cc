@@ -61,6 +61,76 @@ void layers(const Kernels* kernels, int count, int batch, int length, int thread
   compare(got, Reference(b.graph).run(known).at(x), 0.2, batch * length < 32 || count > 1 ? 0.02 : 0.002);
 }
 
+// What a classifier reads of the last layer: its first token, or another. `also`: hidden states are read too.
+struct Head {
+  int64_t token = 0;
+  bool by_slice = false;
+  enum { kNothing, kHidden, kOtherToken } also = kNothing;
+  bool rounded = false;   // results are quantised and dequantised
+};
+
+void classifier(const Kernels* kernels, int count, int batch, int length, int threads, const Head& head, bool query_mask) {
+  Builder b;
+  Numbers r(static_cast<uint32_t>(count * 1000 + batch * 100 + length));
+  int hidden = b.input("hidden"), mask = b.input("mask");
+  int x = hidden;
+  for (int i = 0; i < count; ++i) x = encoder_layer(b, r, x, mask, 64, 4, 128, 0.4f);
+  int first = b.token(x, head.token, head.by_slice);
+  int pooled = b.node("Tanh", {quantized_linear(b, r, b.fake_quantize(first, 0.03f, 125), 64, 64, 0.4f)});
+  int logits = quantized_linear(b, r, b.fake_quantize(pooled, 0.01f, 128), 64, 3, 1.f);
+  b.output(head.rounded ? b.fake_quantize(logits, 0.02f, 128) : logits);
+  if (head.also == Head::kHidden) b.output(x);
+  if (head.also == Head::kOtherToken) b.output(b.token(x, length - 1));
+  Claims claims = claim(b.graph);
+  CHECK_SAME(claims.parts.size(), 1u);
+  CHECK_SAME(claims.parts[0].size(), b.graph.nodes.size());
+  std::map<int, Array> known = {{hidden, tokens(r, batch, length, 64)}, {mask, padding(batch, length)}};
+  if (query_mask) {
+    Array& m = known[mask];
+    m.shape = {1, 1, length, length};
+    m.data.clear();
+    for (int i = 0; i < length * length; ++i) m.data.push_back(i % length > i / length + 2 ? -1e4 : 0.1 * r.normal());
+  }
+  auto got = run_engine(b.graph, known, kernels, threads);
+  auto expected = Reference(b.graph).run(known);
+  for (const auto& [value, array] : got) compare(array, expected.at(value), 0.2, 0.02);
+
+  Match m = match(b.graph);
+  Signature s;
+  s.inputs = open_inputs(b.graph);
+  for (int v = 0; v < static_cast<int>(b.graph.values.size()); ++v)
+    if (b.graph.values[v].is_output) s.outputs.push_back(v);
+  int narrow = 0, products = 0;
+  for (const Step& step : lower(b.graph, m, s, kernels).steps) {
+    narrow += step.picked && step.kind == StepKind::kAttention;
+    products += step.picked && step.kind == StepKind::kProduct;
+  }
+  // The last layer's queries, output and feed-forward, and the head's two; its keys and values need all tokens.
+  CHECK_SAME(narrow, head.also == Head::kNothing ? 1 : 0);
+  CHECK_SAME(products, head.also == Head::kNothing ? 6 : 2);
+}
+
+void token_beyond_the_sequence(const Kernels* kernels) {
+  Builder b;
+  Numbers r(5);
+  int hidden = b.input("hidden");
+  b.output(quantized_linear(b, r, b.fake_quantize(b.token(hidden, 0), 0.03f, 125), 64, 64, 0.4f));
+  CHECK(claim(b.graph).parts.size() == 1u);   // from outside: Gather stays there
+  Builder c;
+  hidden = c.input("hidden");
+  c.output(c.token(encoder_layer(c, r, hidden, -1, 64, 4, 128, 0.4f), 3));
+  for (int64_t length : {0, 1, 3}) {
+    bool refused = false;
+    try {
+      run_engine(c.graph, {{hidden, tokens(r, 2, length, 64)}}, kernels, 2);
+    } catch (const std::runtime_error& e) {
+      refused = std::string(e.what()).find("token 3") != std::string::npos;
+    }
+    CHECK(refused);
+  }
+  CHECK_SAME(run_engine(c.graph, {{hidden, tokens(r, 0, 4, 64)}}, kernels, 2).begin()->second.shape[0], 0);
+}
+
 // A graph as quantize_static writes it: results of products are quantised before their bias, and so
 // are queries, keys, scores, probabilities and values.
 void foreign_layer(const Kernels* kernels, int batch, int length) {
@@ -144,6 +214,15 @@ int main() {
     for (int batch : {2, 3, 5}) layers(k, 1, batch, 21, 2, true);
     layers(k, 2, 9, 70, 2, true);
     layers(k, 1, 16, 33, 1, true);
+    for (int length : {1, 17, 64, 130}) classifier(k, 1, 1, length, 2, {}, false);
+    for (int batch : {2, 3, 17, 70}) classifier(k, 2, batch, 21, 2, {0, batch == 2}, false);
+    classifier(k, 1, 70, 3, 3, {-1}, false);
+    classifier(k, 2, 3, 70, 2, {-1, true}, true);
+    classifier(k, 1, 2, 9, 2, {4}, true);
+    classifier(k, 1, 3, 20, 2, {0, false, Head::kHidden}, false);
+    classifier(k, 1, 3, 20, 2, {0, true, Head::kOtherToken}, false);
+    classifier(k, 1, 3, 20, 2, {0, false, Head::kNothing, true}, false);
+    token_beyond_the_sequence(k);
     for (int length : {7, 40}) foreign_layer(k, 2, length);
     sequence_without_keys(k);
     for (int heads : {1, 2, 4, 6, 12}) narrow_heads(k, heads);

@@ -133,9 +133,28 @@ class Reference {
     if (n.op == "Transpose") return transpose(in(0), n.int_lists.at("perm"));
     if (n.op == "Identity") return in(0);
     if (n.op == "Reshape") return reshape(in(0), in(1));
+    if (n.op == "Gather") return token(in(0), in(1).data[0], !in(1).shape.empty());
+    if (n.op == "Slice") return token(in(0), in(1).data[0], true);
+    if (n.op == "Squeeze") return squeezed(in(0));
     if (n.op == "Softmax") return softmax(in(0));
     if (n.op == "LayerNormalization") return layer_norm(n);
     throw std::runtime_error("reference: op " + n.op);
+  }
+
+  // Of [batch, sequence, width] one token of each sequence.
+  static Array token(const Array& a, double index, bool keeps_axis) {
+    int64_t length = a.shape[1], width = a.shape[2], at = static_cast<int64_t>(index);
+    if (at < 0) at += length;
+    Array out;
+    out.shape = keeps_axis ? std::vector<int64_t>{a.shape[0], 1, width} : std::vector<int64_t>{a.shape[0], width};
+    for (int64_t b = 0; b < a.shape[0]; ++b)
+      out.data.insert(out.data.end(), a.data.begin() + (b * length + at) * width, a.data.begin() + (b * length + at + 1) * width);
+    return out;
+  }
+
+  static Array squeezed(Array a) {
+    a.shape.erase(a.shape.begin() + 1);
+    return a;
   }
 
   static Array where(const Array& condition, double x, Array y) {

@@ -80,7 +80,7 @@ class Graphs {
 
   int step() {
     Node n;
-    switch (in_.below(20)) {
+    switch (in_.below(21)) {
       case 0: case 1: case 2: return b_.node("MatMul", {pick(), matrix(true)});
       case 3: return b_.node("MatMul", {pick(), matrix(false)});
       case 4: case 5: return b_.fake_quantize(pick(), 0.05f, static_cast<uint8_t>(in_.below(255)));
@@ -101,6 +101,7 @@ class Graphs {
         return b_.node("Gather", {b_.constant({5, w}, r_.normals(static_cast<size_t>(5 * w))), ids_});
       }
       case 18: return b_.node("Unknown", {pick()});
+      case 19: return b_.token(pick(), in_.below(6) - 2, in_.below(2) != 0);
       default: return b_.node("Gemm", {pick(), matrix(true), b_.constant({width()}, std::vector<float>(static_cast<size_t>(width()), 1.f))});
     }
   }

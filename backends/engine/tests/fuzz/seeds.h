@@ -18,6 +18,13 @@ inline void masked_encoder(Builder& b, Numbers& r) {
   b.output(encoder_layer(b, r, hidden, mask, 16, 2, 20, 0.5f));
 }
 
+// A layer of which one token is read, and a head on it.
+inline void classifier(Builder& b, Numbers& r) {
+  int hidden = b.input("hidden"), mask = b.input("mask");
+  int first = b.token(encoder_layer(b, r, hidden, mask, 16, 2, 20, 0.5f), 0, r.below(2) == 0);
+  b.output(b.node("Tanh", {quantized_linear(b, r, b.fake_quantize(first, 0.05f, 120), 16, 12, 0.5f)}));
+}
+
 // Rows of nibbles with a scale for each group: Gather, two halves of a byte, joined, scaled, summed
 // with positions and normalised.
 inline void packed_embedding(Builder& b, Numbers& r) {
@@ -88,6 +95,6 @@ inline void in_parts(Builder& b, Numbers& r) {
   b.output(b.node("Add", {scaled, b.constant({kWidth}, r.normals(kWidth))}));
 }
 
-inline constexpr void (*kSeeds[])(Builder&, Numbers&) = {masked_encoder, packed_embedding, packed_matrix, in_parts};
+inline constexpr void (*kSeeds[])(Builder&, Numbers&) = {masked_encoder, classifier, packed_embedding, packed_matrix, in_parts};
 
 }  // namespace obert::testing

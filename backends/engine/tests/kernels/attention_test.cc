@@ -25,6 +25,8 @@ struct Case {
   float masked;     // what masked keys get
   bool all_masked;  // a query (or all) with every key masked
   float spread;     // deviation of q and k
+  int queries = 0;  // 0: as many as keys, and the same tokens
+  size_t first_query = 0;
 };
 
 size_t at(size_t token, int width, int column) {
@@ -37,27 +39,31 @@ bool on_tiles(const Kernels* table) { return !std::strncmp(table->name, "amx", 3
 
 void check_case(const Case& c, const std::vector<const Kernels*>& tables, int poison = kNothing) {
   Random random(static_cast<uint32_t>(c.length * 31 + c.head_dim) + static_cast<uint32_t>(c.first));
-  const size_t tokens = c.first + static_cast<size_t>(c.length), panels = panels_of(tokens);
+  const int queries = c.queries ? c.queries : c.length;
+  const size_t first_query = c.queries ? c.first_query : c.first, last_query = first_query + static_cast<size_t>(queries);
+  const size_t tokens = c.first + static_cast<size_t>(c.length), panels = panels_of(std::max(tokens, last_query));
   const int columns = 8, width = c.head_dim + columns + 3, out_width = (c.head_dim + columns + 4 + 3) / 4 * 4;
   Buffer<float> q(panels * panel_floats(width)), k(q.size()), v(q.size());
   for (size_t i = 0; i < q.size(); ++i)
     q[i] = random.normal(c.spread), k[i] = random.normal(c.spread), v[i] = random.normal();
   for (size_t t = 0; t < panels * kPanel; ++t)  // strangers must not be read
-    if (t < c.first || t >= tokens)
-      for (int f = 0; f < width; ++f) q[at(t, width, f)] = k[at(t, width, f)] = v[at(t, width, f)] = NAN;
-  if (poison == kNanQuery) q[at(c.first + c.length / 2, width, 2 + c.head_dim / 2)] = NAN;
+    for (int f = 0; f < width; ++f) {
+      if (t < c.first || t >= tokens) k[at(t, width, f)] = v[at(t, width, f)] = NAN;
+      if (t < first_query || t >= last_query) q[at(t, width, f)] = NAN;
+    }
+  if (poison == kNanQuery) q[at(first_query + queries / 2, width, 2 + c.head_dim / 2)] = NAN;
   if (poison == kInfiniteKey) k[at(c.first + c.length / 2, width, 3 + c.head_dim / 2)] = INFINITY;
   if (poison == kNanValue) v[at(c.first + c.length / 2, width, columns + c.head_dim / 2)] = NAN;
   if (poison == kLargeValue) v[at(c.first + c.length / 2, width, columns + c.head_dim / 2)] = 1e20f;
   if (poison == kDenormalQuery)
-    for (int d = 0; d < c.head_dim; d += 2) q[at(c.first + c.length / 2, width, 2 + d)] = 1e-40f;
+    for (int d = 0; d < c.head_dim; d += 2) q[at(first_query + queries / 2, width, 2 + d)] = 1e-40f;
   const size_t stride = c.mask == Mask::kEach ? static_cast<size_t>(c.length) + 1 : 0;
-  std::vector<float> mask(static_cast<size_t>(c.length) + stride * static_cast<size_t>(c.length - 1));
+  std::vector<float> mask(static_cast<size_t>(c.length) + stride * static_cast<size_t>(queries - 1));
   for (float& m : mask) m = random.chance(.3) ? c.masked : 0.f;
   if (c.all_masked)
     for (int i = 0; i < c.length; ++i) mask[i] = c.masked;
   else
-    for (int i = 0; i < (stride ? c.length : 1); ++i)
+    for (int i = 0; i < (stride ? queries : 1); ++i)
       mask[i * stride + static_cast<size_t>(i) % static_cast<size_t>(c.length)] = 0.f;
 
   Attention a;
@@ -66,6 +72,8 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
   a.head_dim = c.head_dim;
   a.length = c.length;
   a.first = c.first;
+  a.queries = queries;
+  a.first_query = first_query;
   a.q = q.data(), a.k = k.data(), a.v = v.data();
   a.q_width = a.k_width = a.v_width = width;
   a.q_column = 2, a.k_column = 3, a.v_column = columns;
@@ -78,20 +86,26 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
   a.zero_point = 128;
 
   double longest_q = 0, longest_k = 0;
-  std::vector<double> expected(static_cast<size_t>(c.length) * c.head_dim);
+  std::vector<double> expected(static_cast<size_t>(queries) * c.head_dim);
   double largest = 0;
-  for (int i = 0; i < c.length; ++i) {
-    std::vector<double> p(static_cast<size_t>(c.length));
-    double top = -INFINITY, total = 0, qq = 0, kk = 0;
+  for (int j = 0; j < c.length; ++j) {
+    double kk = 0;
     for (int d = 0; d < c.head_dim; ++d) {
-      qq += std::pow(q[at(c.first + i, width, 2 + d)], 2);
-      kk += std::pow(k[at(c.first + i, width, 3 + d)], 2);
+      kk += std::pow(k[at(c.first + j, width, 3 + d)], 2);
+      const float value = v[at(c.first + j, width, columns + d)];
+      if (!std::isnan(value)) largest = std::fmax(largest, std::fabs(value));
     }
-    longest_q = std::fmax(longest_q, std::sqrt(qq)), longest_k = std::fmax(longest_k, std::sqrt(kk));
+    longest_k = std::fmax(longest_k, std::sqrt(kk));
+  }
+  for (int i = 0; i < queries; ++i) {
+    std::vector<double> p(static_cast<size_t>(c.length));
+    double top = -INFINITY, total = 0, qq = 0;
+    for (int d = 0; d < c.head_dim; ++d) qq += std::pow(q[at(first_query + i, width, 2 + d)], 2);
+    longest_q = std::fmax(longest_q, std::sqrt(qq));
     for (int j = 0; j < c.length; ++j) {
       double dot = 0;
       for (int d = 0; d < c.head_dim; ++d)
-        dot += static_cast<double>(q[at(c.first + i, width, 2 + d)]) * k[at(c.first + j, width, 3 + d)];
+        dot += static_cast<double>(q[at(first_query + i, width, 2 + d)]) * k[at(c.first + j, width, 3 + d)];
       p[j] = static_cast<float>(static_cast<float>(dot * a.scale) + (a.mask ? mask[i * stride + j] : 0.f));
       top = std::fmax(top, p[j]);
     }
@@ -101,9 +115,6 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
       for (int j = 0; j < c.length; ++j) sum += p[j] * v[at(c.first + j, width, columns + d)];
       expected[static_cast<size_t>(i) * c.head_dim + d] = sum / total;
     }
-    for (int d = 0; d < c.head_dim; ++d)
-      if (!std::isnan(v[at(c.first + i, width, columns + d)]))
-        largest = std::fmax(largest, std::fabs(v[at(c.first + i, width, columns + d)]));
   }
 
   const double moved = std::scalbn(a.scale * longest_q * longest_k, -15);
@@ -120,9 +131,9 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
     a.out = out.data();
     a.quantized = c.head_dim % 4 == 0 ? quantized.data() : nullptr;
     const auto run = [&] {
-      for (int begin = 0; begin < c.length; begin += 48) {
+      for (int begin = 0; begin < queries; begin += 48) {
         a.query_begin = begin;
-        a.query_end = std::min(c.length, begin + 48);
+        a.query_end = std::min(queries, begin + 48);
         table->attention(a);
       }
     };
@@ -132,11 +143,11 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
         const float got = out[at(t, out_width, f)];
         const int byte =
             quantized[(t / kPanel * out_width / 4 + f / 4) * size_t{kPanel} * 4 + t % kPanel * 4 + f % 4];
-        if (t < c.first || t >= tokens || f < 4 || f >= 4 + c.head_dim) {
+        if (t < first_query || t >= last_query || f < 4 || f >= 4 + c.head_dim) {
           CHECK(got == 77.f && byte == 99, "%s wrote token %zu feature %d", table->name, t, f);
           continue;
         }
-        const double y = expected[(t - c.first) * c.head_dim + f - 4];
+        const double y = expected[(t - first_query) * c.head_dim + f - 4];
         const double bound = 2e-5 * (largest + std::fabs(y)) + (tiles ? more : 0);
         if (!std::isnan(y)) squares += std::pow(y - got, 2);
         if (!CHECK(check::near(y, got, bound),
@@ -150,7 +161,7 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
                 "%s quantised %g, got %d", table->name, y * 40 + 128, byte);
       }
     CHECK(!machine_configured(), "%s keeps its registers", table->name);
-    const double outputs = static_cast<double>(c.length) * c.head_dim;
+    const double outputs = static_cast<double>(queries) * c.head_dim;
     if (tiles && outputs >= 1000)
       CHECK(std::sqrt(squares / outputs) <= 1e-7 * largest + more / 100, "%s length %d head %d: off by %g in the mean, %g allowed",
             table->name, c.length, c.head_dim, std::sqrt(squares / outputs), more / 100);
@@ -159,9 +170,9 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
     run();
     const double d = a.scale * longest_q * longest_k * std::sqrt(c.head_dim) / 32700;
     const double bound = largest * (2 * (std::exp(2 * d) - 1) + c.length / 32767. + 1 / 16383. + 4e-5);
-    for (size_t t = c.first; t < tokens; ++t)
+    for (size_t t = first_query; t < last_query; ++t)
       for (int f = 4; f < 4 + c.head_dim; ++f) {
-        const double y = expected[(t - c.first) * c.head_dim + f - 4];
+        const double y = expected[(t - first_query) * c.head_dim + f - 4];
         const int byte =
             quantized[(t / kPanel * out_width / 4 + f / 4) * size_t{kPanel} * 4 + t % kPanel * 4 + f % 4];
         if (std::isnan(y)) CHECK(byte == 0, "%s NaN quantised to %d", table->name, byte);
@@ -175,7 +186,7 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
 
 // Roundings of scores and probabilities, against portable. A value at the border between two codes may
 // fall to the other side: a step of a score, or of a probability, and seldom.
-void check_roundings(const std::vector<const Kernels*>& tables, int length, bool all_masked) {
+void check_roundings(const std::vector<const Kernels*>& tables, int length, int queries, bool all_masked) {
   Random random(static_cast<uint32_t>(length));
   const int head_dim = 16;
   const size_t panels = panels_of(static_cast<size_t>(length)), n = panels * panel_floats(head_dim);
@@ -184,7 +195,7 @@ void check_roundings(const std::vector<const Kernels*>& tables, int length, bool
   const std::vector<float> mask(static_cast<size_t>(length), all_masked ? -INFINITY : 0.f);
   Attention a;
   a.integers = true;
-  a.head_dim = head_dim, a.length = a.query_end = length;
+  a.head_dim = head_dim, a.length = length, a.queries = a.query_end = queries;
   a.q = q.data(), a.k = k.data(), a.v = v.data(), a.mask = mask.data();
   a.q_width = a.k_width = a.v_width = a.out_width = head_dim;
   a.scale = .25f;
@@ -202,15 +213,15 @@ void check_roundings(const std::vector<const Kernels*>& tables, int length, bool
     Buffer<float> got(n);
     run(table, got.data());
     int apart = 0;
-    for (int t = 0; t < length; ++t)
+    for (int t = 0; t < queries; ++t)
       for (int d = 0; d < head_dim; ++d) {
         const size_t i = at(static_cast<size_t>(t), head_dim, d);
         if (all_masked) CHECK(got[i] == 0.f, "%s masked query gives %g", table->name, got[i]);
         CHECK(check::near(want[i], got[i], .06), "%s rounded %g, got %g", table->name, want[i], got[i]);
         apart += std::fabs(want[i] - got[i]) > 1e-5f;
       }
-    CHECK(apart <= length * head_dim / 50 + head_dim, "%s: %d of %d differ", table->name, apart,
-          length * head_dim);
+    CHECK(apart <= queries * head_dim / 50 + head_dim, "%s: %d of %d differ", table->name, apart,
+          queries * head_dim);
   }
 }
 
@@ -232,6 +243,15 @@ int main() {
                     false, 1.f},
                    tables);
       }
+  // Queries that are other tokens than the keys: few and many.
+  for (int length : {1, 15, 33, 64, 130})
+    for (int queries : {1, 2, 7, 8, 9, 40})
+      for (size_t first_query : {size_t{0}, size_t{62}}) {
+        const int pick = length + queries;
+        check_case({length, pick % 2 ? 64 : 20, pick % 4 ? size_t{64} : size_t{37}, static_cast<Mask>(pick % 3), -INFINITY, false,
+                    1.f, queries, first_query},
+                   tables);
+      }
   // Around the edges of tiles, of 32 keys, queries or features.
   for (int length : {16, 31, 32, 33, 48, 63, 96, 130, 384})
     for (int head_dim : {8, 12, 32, 36, 48, 64, 128}) {
@@ -250,6 +270,7 @@ int main() {
   for (int poison = kNanQuery; poison <= kDenormalQuery; ++poison)
     check_case({64, 64, 5, Mask::kNone, 0.f, false, 1.f}, tables, poison);
   for (int length : {1, 17, 37, 130})
-    for (bool all_masked : {false, true}) check_roundings(tables, length, all_masked);
+    for (bool all_masked : {false, true})
+      for (int queries : {length, std::min(length, 5)}) check_roundings(tables, length, queries, all_masked);
   return check::report("attention");
 }

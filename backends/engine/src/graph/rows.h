@@ -7,11 +7,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "../kernels/kernels.h"
 #include "graph.h"
 
 namespace obert {
-
-enum class RowOp : uint8_t { kGather, kConstant, kAdd, kSubtract, kMultiply, kDivide, kFloor, kConcat };
 
 // One term. Terms refer to earlier terms of the same expression.
 struct RowTerm {

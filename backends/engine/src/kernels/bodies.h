@@ -10,10 +10,11 @@
 #include "layer_norm.h"
 #include "attention.h"
 #include "transpose.h"
+#include "rows.h"
 #include "tables.h"
 
 #define OBERT_KERNEL_TABLE(isa)                                                                     \
   Kernels {                                                                                         \
     isa, kPacking, multiply_int8, multiply_float, finish_int8, finish_float, layer_norm, attention, \
-        attention_scratch, import_float, import_uint8, export_float, export_uint8                   \
+        attention_scratch, import_float, import_uint8, export_float, export_uint8, gather_row       \
   }

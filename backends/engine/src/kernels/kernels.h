@@ -153,6 +153,19 @@ struct Attention {
   void* scratch = nullptr;            // attention_scratch(length, head_dim) bytes, 64-byte aligned
 };
 
+// One step of an expression over the rows of gathered tables. Operands and results lie in working memory; an
+// operand `b` of fewer elements than `a` is repeated in runs.
+enum class RowOp : uint8_t { kGather, kConstant, kAdd, kSubtract, kMultiply, kDivide, kFloor, kConcat };
+enum class Element : uint8_t { kFloat, kHalf, kInt8, kUInt8 };
+struct RowStep {
+  RowOp op = RowOp::kGather;
+  Element element = Element::kFloat;  // kGather: of the table
+  const void* table = nullptr;        // kGather: [rows][width]
+  float constant = 0.f;               // kConstant
+  int width = 0, width_a = 0, width_b = 0;
+  size_t a = 0, b = 0, out = 0;       // floats from the beginning of the working memory
+};
+
 struct Kernels {
   const char* name;                   // the instruction set, as OBERT_FORCE_ISA calls it
   Packing packing;                    // for pack_sparse.h
@@ -175,6 +188,8 @@ struct Kernels {
   void (*import_uint8)(const uint8_t* rows, size_t stride, int tokens, int features, uint8_t zero_point, uint8_t* panel);
   void (*export_float)(const float* panel, int tokens, int features, float* rows, size_t stride);
   void (*export_uint8)(const uint8_t* panel, int tokens, int features, uint8_t* rows, size_t stride);
+  // The result of the last of `count` > 0 steps for row `index` of the tables into out[width], or added to it.
+  void (*gather_row)(const RowStep* steps, int count, size_t index, float* scratch, float* out, bool add);
 };
 
 // Instruction sets this library was built with and this processor has, best first; `portable` is

@@ -249,10 +249,68 @@ void export_uint8(const uint8_t* panel, int tokens, int features, uint8_t* rows,
     for (int f = 0; f < features; ++f) rows[static_cast<size_t>(t) * stride + f] = panel[byte_at(f, t)];
 }
 
+float from_half(uint16_t h) {
+  const int exponent = h >> 10 & 31, mantissa = h & 1023;
+  const double size = exponent == 0    ? std::ldexp(mantissa, -24)
+                      : exponent < 31  ? std::ldexp(1024 + mantissa, exponent - 25)
+                      : mantissa == 0  ? INFINITY
+                                       : NAN;
+  return static_cast<float>(h & 0x8000 ? -size : size);
+}
+
+float gathered(const RowStep& s, size_t at) {
+  switch (s.element) {
+    case Element::kFloat:
+      return static_cast<const float*>(s.table)[at];
+    case Element::kHalf:
+      return from_half(static_cast<const uint16_t*>(s.table)[at]);
+    case Element::kInt8:
+      return static_cast<const int8_t*>(s.table)[at];
+    case Element::kUInt8:
+      return static_cast<const uint8_t*>(s.table)[at];
+  }
+  return 0.f;
+}
+
+// Element i of a step's result.
+float element_of(const RowStep& s, size_t index, const float* scratch, int i) {
+  const auto a = [&] { return scratch[s.a + static_cast<size_t>(i)]; };
+  const auto b = [&] { return scratch[s.b + static_cast<size_t>(i / (s.width_a / s.width_b))]; };
+  switch (s.op) {
+    case RowOp::kGather:
+      return gathered(s, index * static_cast<size_t>(s.width) + static_cast<size_t>(i));
+    case RowOp::kConstant:
+      return s.constant;
+    case RowOp::kAdd:
+      return a() + b();
+    case RowOp::kSubtract:
+      return a() - b();
+    case RowOp::kMultiply:
+      return a() * b();
+    case RowOp::kDivide:
+      return a() / b();
+    case RowOp::kFloor:
+      return std::floor(a());
+    case RowOp::kConcat:
+      return i < s.width_a ? a() : scratch[s.b + static_cast<size_t>(i - s.width_a)];
+  }
+  return 0.f;
+}
+
+void gather_row(const RowStep* steps, int count, size_t index, float* scratch, float* out, bool add) {
+  for (const RowStep* s = steps; s < steps + count; ++s)
+    for (int i = 0; i < s->width; ++i) scratch[s->out + static_cast<size_t>(i)] = element_of(*s, index, scratch, i);
+  const RowStep& last = steps[count - 1];
+  for (int i = 0; i < last.width; ++i) {
+    const float y = scratch[last.out + static_cast<size_t>(i)];
+    out[i] = add ? out[i] + y : y;
+  }
+}
+
 }  // namespace
 
 const Kernels kPortableKernels = {"portable",   {},           multiply_int8, multiply_float,    finish_int8,
                                   finish_float, layer_norm,   attention,     attention_scratch, import_float,
-                                  import_uint8, export_float, export_uint8};
+                                  import_uint8, export_float, export_uint8,  gather_row};
 
 }  // namespace obert

@@ -182,10 +182,9 @@ class Group {
   }
 
   void gather(const Step& s) {
-    const RowProgram& rows = p_.rows[s.rows];
-    const Tensor& ids = run_.inputs[s.tensor];
-    bool repeats = ids.shape.size() == 2 && ids.shape[0] == 1;   // one row of indices for the whole batch
-    auto width = static_cast<size_t>(rows.width());
+    auto width = static_cast<size_t>(s.out.width);
+    size_t scratch_floats = 0;
+    for (const Gathered& g : s.gathered) scratch_floats = std::max(scratch_floats, p_.rows[g.rows].scratch());
     // Groups of tokens, so that a short batch has work for every thread.
     size_t lanes = kPanel / kGroup;
     each(now_.panels * lanes, [&](size_t task) {
@@ -193,19 +192,23 @@ class Group {
       int tokens = std::min(tokens_in(panel) - static_cast<int>(lane), kGroup);
       if (tokens <= 0) return;
       static thread_local Arena workspace;
-      auto* memory = reinterpret_cast<float*>(workspace.get((rows.scratch() + width * kGroup) * sizeof(float)));
+      auto* memory = reinterpret_cast<float*>(workspace.get((scratch_floats + width * kGroup) * sizeof(float)));
       float* scratch = memory + width * kGroup;
       for (int t = 0; t < tokens; ++t) {
         size_t token = first_ * run_.length + panel * kPanel + lane + static_cast<size_t>(t);
-        if (repeats) token %= run_.length;
-        rows.compute(index(ids, token, rows.count()), memory + static_cast<size_t>(t) * width, scratch);
+        for (const Gathered& g : s.gathered) {
+          const RowProgram& rows = p_.rows[g.rows];
+          size_t at = place_of(run_.inputs[g.tensor], token, rows.count());
+          rows.compute(k_, at, scratch, memory + static_cast<size_t>(t) * width, &g != s.gathered.data());
+        }
       }
-      k_.import_float(memory, width, tokens, rows.width(), floats(s.out, panel) + lane);
+      k_.import_float(memory, width, tokens, s.out.width, floats(s.out, panel) + lane);
     });
   }
 
   // As Gather counts: from the end where it is negative. In range, which Preparation saw to.
-  static size_t index(const Tensor& ids, size_t at, size_t count) {
+  size_t place_of(const Tensor& ids, size_t at, size_t count) const {
+    if (ids.shape.size() == 2 && ids.shape[0] == 1) at %= run_.length;   // one row for the whole batch
     int64_t i = ids.type == Type::kInt32 ? static_cast<const int32_t*>(ids.data)[at] : static_cast<const int64_t*>(ids.data)[at];
     return static_cast<size_t>(i < 0 ? i + static_cast<int64_t>(count) : i);
   }

@@ -34,6 +34,7 @@ class Lowering {
     add_exports();
     narrow_ops();
     count_uses();
+    sum_rows();
     fuse();
     order();
     merge_products();
@@ -97,8 +98,24 @@ class Lowering {
 
   int only_reader(int op) const { return !exported_[op] && readers_[op].size() == 1 ? readers_[op][0] : -1; }
 
-  void fuse() {
+  // Sums of gathered rows are gathered as one.
+  void sum_rows() {
     taken_.assign(ops_.size(), 0);
+    rows_of_.assign(ops_.size(), {});
+    for (int o = 0; o < static_cast<int>(ops_.size()); ++o) {
+      if (ops_[o].kind == OpKind::kRows) rows_of_[o] = {o};
+      if (!live_[o] || ops_[o].kind != OpKind::kAdd) continue;
+      int a = ops_[o].inputs[0], b = ops_[o].inputs[1];
+      if (rows_of_[b].size() > 1) std::swap(a, b);
+      // In the order of the graph, whose sums round.
+      if (rows_of_[a].empty() || rows_of_[b].size() != 1 || only_reader(a) != o || only_reader(b) != o) continue;
+      rows_of_[o] = rows_of_[a];
+      rows_of_[o].push_back(b);
+      taken_[a] = taken_[b] = 1;
+    }
+  }
+
+  void fuse() {
     for (int o = 0; o < static_cast<int>(ops_.size()); ++o) {
       if (!live_[o] || taken_[o]) continue;
       Fused f;
@@ -107,7 +124,7 @@ class Lowering {
       if (op.kind == OpKind::kLinear || op.kind == OpKind::kActivate) {
         if (op.kind == OpKind::kActivate) f.activation = op.activation;
         follow(f);
-      } else if (op.kind == OpKind::kAdd) {
+      } else if (op.kind == OpKind::kAdd && rows_of_[o].empty()) {
         int next = only_reader(o);
         if (next >= 0 && ops_[next].kind == OpKind::kLayerNorm) {
           taken_[next] = 1;
@@ -115,7 +132,7 @@ class Lowering {
           f.residual = o;    // both inputs of this op
         }
       }
-      bool moves = op.kind == OpKind::kImport || op.kind == OpKind::kRows || op.kind == OpKind::kDequantize || op.kind == OpKind::kPick;
+      bool moves = op.kind == OpKind::kImport || !rows_of_[o].empty() || op.kind == OpKind::kDequantize || op.kind == OpKind::kPick;
       if (!moves) take_quantize(f);
       taken_[o] = 1;
       fused_.push_back(f);
@@ -210,6 +227,7 @@ class Lowering {
 
   std::vector<int> reads(const Fused& f) const {
     std::vector<int> r;
+    if (!rows_of_[f.op].empty()) return r;
     if (ops_[f.op].kind == OpKind::kLayerNorm && f.residual >= 0) return ops_[f.residual].inputs;
     r = ops_[f.op].inputs;
     if (f.residual >= 0) r.push_back(f.residual);
@@ -286,6 +304,7 @@ class Lowering {
     s.picked = op.picked;
     s.token = op.token;
     if (f.shift >= 0) s.beta = ops_[f.shift].beta;
+    if (!rows_of_[f.op].empty()) return gather(s, f.op);
     switch (op.kind) {
       case OpKind::kImport:
         s.kind = StepKind::kImport;
@@ -293,14 +312,6 @@ class Lowering {
         s.flip_sign = op.quantized && op.quantization.is_signed;
         s.zero_point = op.quantization.zero_point;
         (op.quantized ? s.quantized : s.out) = fresh(f.op);
-        p_.steps.push_back(s);
-        return;
-      case OpKind::kRows:
-        s.kind = StepKind::kRows;
-        s.tensor = input_index(op.value);
-        s.rows = static_cast<int>(p_.rows.size());
-        p_.rows.emplace_back(m_.rows, op.row);
-        s.out = fresh(f.op);
         p_.steps.push_back(s);
         return;
       case OpKind::kPick:
@@ -353,6 +364,16 @@ class Lowering {
       s.out = fresh(f.last);
     }
     if (f.quantize >= 0) quantized_output(s, f.quantize);
+    p_.steps.push_back(s);
+  }
+
+  void gather(Step& s, int sum) {
+    s.kind = StepKind::kRows;
+    for (int o : rows_of_[sum]) {
+      s.gathered.push_back({input_index(ops_[o].value), static_cast<int>(p_.rows.size())});
+      p_.rows.emplace_back(m_.rows, ops_[o].row);
+    }
+    s.out = fresh(sum);
     p_.steps.push_back(s);
   }
 
@@ -468,6 +489,7 @@ class Lowering {
   std::vector<Export> exports_;
   std::vector<std::vector<int>> readers_;
   std::vector<char> exported_, live_, taken_;
+  std::vector<std::vector<int>> rows_of_;   // by op: the kRows that it is a sum of
   std::vector<Fused> fused_;
   std::vector<Slice> place_;
 };

@@ -25,7 +25,7 @@ class Preparation {
     bool none = run_.batch == 0 || run_.length == 0;
     for (size_t i = 0; i < p_.steps.size() && !none; ++i) {
       if (p_.steps[i].kind == StepKind::kImport) fit(i);
-      if (p_.steps[i].kind == StepKind::kRows) check_rows(p_.steps[i]);
+      for (const Gathered& g : p_.steps[i].gathered) check_rows(g);
       for (int m : {0, 1})
         if (p_.steps[i].kind == StepKind::kAttention && p_.steps[i].masks[m] >= 0) mask(i, m);
     }
@@ -60,21 +60,14 @@ class Preparation {
   void find_tokens() {
     bool found = false;
     for (const Step& s : p_.steps) {
-      if (s.kind != StepKind::kImport && s.kind != StepKind::kRows) continue;
+      for (const Gathered& g : s.gathered) tokens_of(input(g.tensor), input(g.tensor).shape.size(), found);
+      if (s.kind != StepKind::kImport) continue;
       const Tensor& t = input(s.tensor);
-      size_t rank = t.shape.size();
-      if (s.kind == StepKind::kImport) {
-        int width = s.out.used() ? s.out.width : s.quantized.width;
-        if (rank == 0 || t.shape.back() != width)
-          throw std::runtime_error("an input of shape " + text(t.shape) + " was expected to have " +
-                                   std::to_string(width) + " features");
-        --rank;
-      }
-      // What is there once for the whole batch is repeated: it does not say how large that is.
-      bool repeats = rank == 0 || t.shape[0] == 1;
-      if (found && (rank < run_.leading.size() || (rank == run_.leading.size() && repeats))) continue;
-      found = true;
-      run_.leading.assign(t.shape.begin(), t.shape.begin() + static_cast<std::ptrdiff_t>(rank));
+      int width = s.out.used() ? s.out.width : s.quantized.width;
+      if (t.shape.empty() || t.shape.back() != width)
+        throw std::runtime_error("an input of shape " + text(t.shape) + " was expected to have " + std::to_string(width) +
+                                 " features");
+      tokens_of(t, t.shape.size() - 1, found);
     }
     if (!found) throw std::runtime_error("the part reads no tokens");
     if (p_.sequence_rank == 3 && run_.leading.size() != 2)
@@ -82,6 +75,14 @@ class Preparation {
     bool sequences = run_.leading.size() == 2;
     run_.batch = sequences ? static_cast<size_t>(run_.leading[0]) : 1;
     run_.length = sequences ? static_cast<size_t>(run_.leading[1]) : count(run_.leading, run_.leading.size());
+  }
+
+  // What is there once for the whole batch is repeated: it does not say how large that is.
+  void tokens_of(const Tensor& t, size_t rank, bool& found) {
+    bool repeats = rank == 0 || t.shape[0] == 1;
+    if (found && (rank < run_.leading.size() || (rank == run_.leading.size() && repeats))) return;
+    found = true;
+    run_.leading.assign(t.shape.begin(), t.shape.begin() + static_cast<std::ptrdiff_t>(rank));
   }
 
   void check_tokens() const {
@@ -110,14 +111,14 @@ class Preparation {
     for (size_t b = 0; b < run_.batch; ++b) all.insert(all.end(), data, data + size);
   }
 
-  void check_rows(const Step& s) {
-    const Tensor& t = input(s.tensor);
+  void check_rows(const Gathered& g) {
+    const Tensor& t = input(g.tensor);
     bool repeats = t.shape.size() == 2 && run_.leading.size() == 2 && t.shape[0] == 1 && t.shape[1] == run_.leading[1];
     if (t.shape != run_.leading && !repeats)
       throw std::runtime_error("indices were expected for tokens of shape " + text(run_.leading) + ", found " + text(t.shape));
     if (t.type != Type::kInt64 && t.type != Type::kInt32)
       throw std::runtime_error("indices were expected as int64 or int32");
-    auto rows = static_cast<int64_t>(p_.rows[s.rows].count());
+    auto rows = static_cast<int64_t>(p_.rows[g.rows].count());
     size_t n = count(t.shape, t.shape.size());
     for (size_t i = 0; i < n; ++i) {
       int64_t v = t.type == Type::kInt32 ? static_cast<const int32_t*>(t.data)[i] : static_cast<const int64_t*>(t.data)[i];

@@ -30,14 +30,20 @@ struct Buffer {
 
 enum class StepKind : uint8_t { kImport, kRows, kProduct, kPointwise, kLayerNorm, kAttention, kDequantize, kPick, kExport };
 
+// Rows of tables, by the indices of an input of the part.
+struct Gathered {
+  int tensor = -1;
+  int rows = -1;                          // place in Program::rows
+};
+
 // One kernel, or a run of them, over all tokens, or over one of each sequence.
 struct Step {
   StepKind kind = StepKind::kImport;
   Slice x;                                // what it reads
   Slice residual, factor;                 // kProduct, kPointwise; residual also kLayerNorm
   Slice out, quantized;                   // what it writes: float, uint8, or both
-  int tensor = -1;                        // kImport, kRows: input of the part; kExport: output of the part
-  int rows = -1;                          // kRows: place in Program::rows
+  int tensor = -1;                        // kImport: input of the part; kExport: output of the part
+  std::vector<Gathered> gathered;         // kRows: what is summed, from the first on
   bool flip_sign = false;                 // kImport, kExport: int8 outside, uint8 with 128 added inside
   Activation activation = Activation::kNone;
   float inverse_scale = 1.f;              // of `quantized`; kDequantize: the scale itself

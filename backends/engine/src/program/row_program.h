@@ -1,6 +1,5 @@
 // Gathered rows, computed one at a time.
 #pragma once
-#include <memory>
 #include <vector>
 
 #include "../graph/rows.h"
@@ -12,25 +11,22 @@ class RowProgram {
  public:
   // Copies the tables: constants of the graph end when it is compiled.
   RowProgram(const Rows& rows, int result);
+  RowProgram(RowProgram&&) noexcept = default;   // steps point into the tables, which do not move
+  RowProgram& operator=(RowProgram&&) noexcept = default;
 
-  int width() const { return width_; }
+  int width() const { return steps_.back().width; }
   size_t count() const { return count_; }             // rows of the tables
   size_t scratch() const { return scratch_; }         // floats of working memory
-  // Row `index` (0 <= index < count) into out[width].
-  void compute(size_t index, float* out, float* scratch) const;
+  // Row `index` (0 <= index < count) into out[width], or added to what is there.
+  void compute(const Kernels& k, size_t index, float* scratch, float* out, bool add) const {
+    k.gather_row(steps_.data(), static_cast<int>(steps_.size()), index, scratch, out, add);
+  }
 
  private:
-  struct Term {
-    RowOp op;
-    int a = -1, b = -1;
-    int width = 0, width_a = 0, width_b = 0;
-    float constant = 0.f;
-    Type type = Type::kFloat;
-    std::vector<uint8_t> table;
-    size_t offset = 0;                                // in the scratch
-  };
-  std::vector<Term> terms_;
-  int width_ = 0;
+  const void* hold(const Constant& table, size_t bytes);
+
+  std::vector<RowStep> steps_;
+  std::vector<std::vector<uint8_t>> tables_;
   size_t count_ = 0, scratch_ = 0;
 };
 

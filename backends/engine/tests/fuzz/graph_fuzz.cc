@@ -155,7 +155,7 @@ class Graphs {
     std::vector<Fit> fits(inputs);
     for (const Step& s : p.steps) {
       if (s.kind == StepKind::kImport) fits[s.tensor].width = s.out.used() ? s.out.width : s.quantized.width;
-      if (s.kind == StepKind::kRows) fits[s.tensor].indices = true;
+      for (const Gathered& g : s.gathered) fits[g.tensor].indices = true;
       for (int m : s.masks)
         if (s.kind == StepKind::kAttention && m >= 0 && m < kConstantMasks) fits[m].mask = true;
     }

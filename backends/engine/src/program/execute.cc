@@ -1,5 +1,5 @@
 // Runs a program. A batch of many sequences is cut into groups that each thread takes through all
-// steps by itself, without waiting for another; a batch of few is taken as one group whose steps are
+// steps (but for a tail, see tail.h) by itself, without waiting for another; a batch of few is taken as one group whose steps are
 // cut into tasks. All threads then walk the same steps and take tasks off a counter, so that one
 // hand-over to the thread pool serves the whole program.
 #include <algorithm>
@@ -85,19 +85,32 @@ inline void pause_briefly() {
 
 class Group {
  public:
-  // `progress` has an entry for each step and thread, null when one thread does it all.
-  Group(const Program& p, const Run& run, size_t first_sequence, size_t sequences, uint8_t* memory,
+  // `progress` has an entry for each step and thread, null when one thread does it all. `tokens` of a sequence have
+  // room in `memory`.
+  Group(const Program& p, const Run& run, size_t first_sequence, size_t sequences, size_t tokens, uint8_t* memory,
         Progress* progress, int threads, int thread)
-      : p_(p), k_(*p.kernels), run_(run), first_(first_sequence), sequences_(sequences),
-        all_(sequences * run.length), picked_(sequences), memory_(memory), progress_(progress),
+      : p_(p), k_(*p.kernels), run_(run), first_(first_sequence), sequences_(sequences), all_(sequences * tokens),
+        picked_(sequences), memory_(memory), progress_(progress),
         threads_(static_cast<size_t>(threads)), thread_(static_cast<size_t>(thread)),
         apart_(progress && panels_apart(p.traffic, all_.panels, threads_)) {}
 
   const std::string& error() const { return error_; }
 
-  // Takes part in every step. Threads that come late find the tasks of the first steps done.
-  void go() {
-    for (size_t i = 0; i < p_.steps.size(); ++i) {
+  // Copies the group's tokens in these buffers, one of each sequence, to where those of all `batch` sequences lie.
+  void carry(const std::vector<int>& buffers, size_t batch, uint8_t* to) const {
+    for (int b : buffers) {
+      const Buffer& buffer = p_.buffers[b];
+      const auto* from = reinterpret_cast<const uint32_t*>(base(b));
+      auto* all = reinterpret_cast<uint32_t*>(to + buffer.offset * panels_of(batch));
+      size_t size = dwords(b);
+      for (size_t i = 0; i < sequences_; ++i)
+        for (size_t row = 0; row < size; ++row) all[dword_at(first_ + i, size, row)] = from[dword_at(i, size, row)];
+    }
+  }
+
+  // Takes part in the steps first .. last. Threads that come late find the tasks of the first ones done.
+  void go(size_t first, size_t last) {
+    for (size_t i = first; i < last; ++i) {
       step_ = i;
       const Step& s = p_.steps[i];
       now_ = s.picked ? picked_ : all_;
@@ -213,22 +226,23 @@ class Group {
     return static_cast<size_t>(i < 0 ? i + static_cast<int64_t>(count) : i);
   }
 
-  // Float panels and uint8 panels alike: dwords of one token lie kPanel apart.
+  // Dwords of a token in a buffer, which lie kPanel apart, float or uint8.
+  size_t dwords(int buffer) const { return p_.buffers[buffer].bytes / (kPanel * sizeof(uint32_t)); }
+  static size_t dword_at(size_t token, size_t dwords, size_t row) { return (token / kPanel * dwords + row) * kPanel + token % kPanel; }
+
   void pick(const Step& s) {
-    size_t rows = s.out.used() ? static_cast<size_t>(s.out.width) : blocks_of(static_cast<size_t>(s.quantized.width));
     const Slice& to = s.out.used() ? s.out : s.quantized;
-    size_t token = token_of(s), lanes = kPanel / kGroup;
-    each(now_.panels * lanes, [&](size_t task) {
-      size_t panel = task / lanes, lane = task % lanes * kGroup;
-      int count = std::min(tokens_in(panel) - static_cast<int>(lane), kGroup);
-      if (count <= 0) return;
-      auto* out = reinterpret_cast<uint32_t*>(s.out.used() ? reinterpret_cast<uint8_t*>(floats(to, panel)) : bytes(to, panel)) + lane;
-      for (size_t row = 0; row < rows; ++row) std::memset(out + row * kPanel, 0, kGroup * sizeof *out);
-      for (int i = 0; i < count; ++i) {
-        size_t from = (panel * kPanel + lane + static_cast<size_t>(i)) * run_.length + token;
-        const auto* x = reinterpret_cast<const uint32_t*>(
-            s.out.used() ? reinterpret_cast<const uint8_t*>(floats(s.x, from / kPanel)) : bytes(s.x, from / kPanel));
-        for (size_t row = 0; row < rows; ++row) out[row * kPanel + static_cast<size_t>(i)] = x[row * kPanel + from % kPanel];
+    size_t size = dwords(to.buffer), from_size = dwords(s.x.buffer), token = token_of(s);
+    auto column = static_cast<size_t>(s.x.column);   // of floats: uint8 buffers are not shared
+    const auto* from = reinterpret_cast<const uint32_t*>(base(s.x.buffer));
+    each(now_.panels * (kPanel / kGroup), [&](size_t task) {
+      size_t first = task * kGroup, end = std::min(now_.count, first + kGroup);
+      auto* out = reinterpret_cast<uint32_t*>(base(to.buffer));
+      if (first >= end) return;
+      for (size_t row = 0; row < size; ++row) {
+        std::memset(out + dword_at(first, size, row), 0, kGroup * sizeof *out);   // lanes without a token
+        for (size_t i = first; i < end; ++i)
+          out[dword_at(i, size, row)] = from[dword_at(i * run_.length + token, from_size, column + row)];
       }
     });
   }
@@ -435,6 +449,7 @@ class Group {
 Executor::Executor(Program program, int threads)
     : program_(std::move(program)), threads_(std::max(1, threads)), arenas_(std::make_unique<Arenas>()) {
   program_.traffic = traffic_of(program_);
+  program_.tail = tail_of(program_);
 }
 Executor::~Executor() = default;
 
@@ -503,12 +518,32 @@ void parallel(Caller& caller, size_t count, const F& body) {
 }  // namespace
 
 void Executor::run_groups(const Run& run, Caller& caller, size_t sequences, size_t groups) const {
+  const Tail& tail = program_.tail;
+  std::unique_ptr<Arena> shared;
+  if (tail.first < program_.steps.size()) {
+    shared = arenas_->take();
+    shared->get(program_.arena_bytes * panels_of(run.batch));
+  }
   parallel(caller, groups, [&](size_t i, Errors&) {
     size_t first = i * sequences, count = std::min(sequences, run.batch - first);
     auto arena = arenas_->take();
     uint8_t* memory = arena->get(program_.arena_bytes * panels_of(count * run.length));
-    Group(program_, run, first, count, memory, nullptr, 1, 0).go();
+    Group group(program_, run, first, count, run.length, memory, nullptr, 1, 0);
+    group.go(0, tail.first);
+    if (shared) group.carry(tail.reads, run.batch, shared->memory());
     arenas_->give(std::move(arena));
+  });
+  if (!shared) return;
+  run_tail(run, caller, shared->memory());
+  arenas_->give(std::move(shared));
+}
+
+void Executor::run_tail(const Run& run, Caller& caller, uint8_t* memory) const {
+  std::vector<Progress> progress(program_.steps.size() * static_cast<size_t>(threads_));
+  parallel(caller, static_cast<size_t>(threads_), [&](size_t thread, Errors& errors) {
+    Group group(program_, run, 0, run.batch, 1, memory, progress.data(), threads_, static_cast<int>(thread));
+    group.go(program_.tail.first, program_.steps.size());
+    if (!group.error().empty()) errors.add(group.error());
   });
 }
 
@@ -517,8 +552,8 @@ void Executor::run_together(const Run& run, Caller& caller) const {
   uint8_t* memory = arena->get(program_.arena_bytes * panels_of(run.batch * run.length));
   std::vector<Progress> progress(program_.steps.size() * static_cast<size_t>(threads_));
   parallel(caller, static_cast<size_t>(threads_), [&](size_t thread, Errors& errors) {
-    Group group(program_, run, 0, run.batch, memory, progress.data(), threads_, static_cast<int>(thread));
-    group.go();
+    Group group(program_, run, 0, run.batch, run.length, memory, progress.data(), threads_, static_cast<int>(thread));
+    group.go(0, program_.steps.size());
     if (!group.error().empty()) errors.add(group.error());
   });
   arenas_->give(std::move(arena));

@@ -281,6 +281,8 @@ class Lowering {
     for (size_t i = 0; i < fused_.size(); ++i) {
       if (fused_[i].group < 0) step_of(i);
     }
+    // What is of one token of each sequence comes last: see tail.h.
+    std::stable_partition(exports_.begin(), exports_.end(), [&](const Export& e) { return !ops_[e.op].picked; });
     for (const Export& e : exports_) {
       Step s;
       s.kind = StepKind::kExport;

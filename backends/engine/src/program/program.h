@@ -8,6 +8,7 @@
 #include "../kernels/kernels.h"
 #include "../kernels/pack_sparse.h"
 #include "row_program.h"
+#include "tail.h"
 #include "traffic.h"
 
 namespace obert {
@@ -96,7 +97,8 @@ struct Program {
   int sequence_rank = 0;                  // 3 when a step needs [batch, sequence, width], otherwise 0
   const Kernels* kernels = nullptr;
   bool integer_attention = false;         // see Attention::integers
-  Traffic traffic;                        // Executor counts it
+  Traffic traffic;                        // Executor counts it,
+  Tail tail;                              // and finds this
 };
 
 // A tensor of ONNX Runtime: row-major, on the CPU.
@@ -121,6 +123,7 @@ class Arena {
  public:
   // At least `bytes`, 64-byte aligned, zeroed when grown.
   uint8_t* get(size_t bytes);
+  uint8_t* memory() { return memory_.get(); }
 
  private:
   struct Free { void operator()(void* p) const; };
@@ -141,8 +144,9 @@ class Executor {
   const Program& program() const { return program_; }
 
  private:
-  // Groups of sequences, each done by one thread.
+  // Groups of sequences, each done by one thread, but for the tail, which all take together.
   void run_groups(const Run& run, Caller& caller, size_t sequences, size_t groups) const;
+  void run_tail(const Run& run, Caller& caller, uint8_t* memory) const;
   // The whole batch, every step shared between the threads.
   void run_together(const Run& run, Caller& caller) const;
 

@@ -110,6 +110,24 @@ void classifier(const Kernels* kernels, int count, int batch, int length, int th
   CHECK_SAME(products, head.also == Head::kNothing ? 6 : 2);
 }
 
+// Of one of several products that are computed as one, read as a whole too.
+void token_of_a_product(const Kernels* kernels, int batch, int length) {
+  Builder b;
+  Numbers r(11);
+  int hidden = b.input("hidden"), x = b.fake_quantize(hidden, 0.03f, 125);
+  int a = quantized_linear(b, r, x, 64, 32, 0.4f), c = quantized_linear(b, r, x, 64, 16, 0.4f);
+  b.output(a);
+  b.output(c);
+  b.output(b.token(c, -1));
+  b.output(b.node("Relu", {b.token(c, -1, true)}));
+  CHECK_SAME(claim(b.graph).parts.size(), 1u);
+  std::map<int, Array> known = {{hidden, tokens(r, batch, length, 64)}};
+  auto expected = Reference(b.graph).run(known);
+  auto got = run_engine(b.graph, known, kernels, 2);
+  CHECK_SAME(got.size(), 4u);
+  for (const auto& [value, array] : got) compare(array, expected.at(value), 1e-5, 1e-6);
+}
+
 void token_beyond_the_sequence(const Kernels* kernels) {
   Builder b;
   Numbers r(5);
@@ -222,6 +240,7 @@ int main() {
     classifier(k, 1, 3, 20, 2, {0, false, Head::kHidden}, false);
     classifier(k, 1, 3, 20, 2, {0, true, Head::kOtherToken}, false);
     classifier(k, 1, 3, 20, 2, {0, false, Head::kNothing, true}, false);
+    for (int batch : {1, 3, 20}) token_of_a_product(k, batch, batch == 3 ? 70 : 9);
     token_beyond_the_sequence(k);
     for (int length : {7, 40}) foreign_layer(k, 2, length);
     sequence_without_keys(k);

@@ -165,7 +165,7 @@ void bench_attention(const Kernels& k, double peak) {
       Attention a;
       a.integers = true;
       a.head_dim = head_dim, a.length = length, a.q = q.data(), a.k = key.data(), a.v = v.data();
-      a.q_width = a.k_width = a.v_width = a.out_width = width;
+      a.q_width = a.k_width = a.v_width = a.out_width = a.quantized_width = width;
       a.q_column = a.k_column = a.v_column = a.out_column = 128;
       a.scale = .125f, a.mask = mask.data(), a.queries = a.query_end = length, a.quantized = quantized.data(),
       a.inverse_scale = 40, a.zero_point = 128;

@@ -124,7 +124,7 @@ inline void put_queries(const Attention& a, const float* y, int query) {
       const I32 q2 = quantize(load(p + 2 * kQueries)), q3 = quantize(load(p + 3 * kQueries));
       store(packed + v, quantize.pack(q0, q1, q2, q3));
     }
-    put_row(packed, count, first, a.out_width / kBlock, (a.out_column + d) / kBlock,
+    put_row(packed, count, first, a.quantized_width / kBlock, (a.out_column + d) / kBlock,
             reinterpret_cast<int32_t*>(a.quantized));
   }
 }

@@ -122,7 +122,8 @@ struct LayerNorm {
 // with the roundings `scores` and `probabilities`.
 // Keys and values are tokens first .. first + length of their buffers, queries are tokens
 // first_query .. first_query + queries of theirs and of the results, wherever panel borders fall. Buffers
-// are float panels of `width` features; the head is features column .. column + head_dim of each.
+// are panels, float but for `quantized`, that lie `width` features apart; the head is features column ..
+// column + head_dim of each.
 //
 // With `out`, products are float32. With `quantized` alone they may run on 16-bit integers, with an
 // error far below a step of 8 bits (attention_numbers.h bounds it); NaN and infinities give what
@@ -146,8 +147,9 @@ struct Attention {
   size_t mask_stride = 0;             // floats from one query's row of the mask to the next; 0: one row for all
   int query_begin = 0, query_end = 0; // queries of this call, within 0 .. queries; query_begin % kGroup == 0
   float* out = nullptr;               // buffer [panels][out_width][kPanel] or null
-  uint8_t* quantized = nullptr;       // buffer [panels][out_width / 4][kPanel][4] or null
-  int out_width = 0, out_column = 0;  // out_column and head_dim are multiples of 4 when quantized
+  uint8_t* quantized = nullptr;       // buffer [panels][quantized_width / 4][kPanel][4] or null
+  int out_width = 0, quantized_width = 0;
+  int out_column = 0;                 // of both; a multiple of 4, as head_dim, when quantized
   float inverse_scale = 1.f;
   int zero_point = 0;
   void* scratch = nullptr;            // attention_scratch(length, head_dim) bytes, 64-byte aligned

@@ -212,7 +212,7 @@ void attention(const Attention& a) {
       const float y = static_cast<float>(sum);
       if (a.out) a.out[float_at(query, a.out_width, a.out_column + d)] = y;
       if (!a.quantized) continue;
-      const size_t panel = query / kPanel * (static_cast<size_t>(a.out_width) / kBlock * kBlock * kPanel);
+      const size_t panel = query / kPanel * (static_cast<size_t>(a.quantized_width) / kBlock * kBlock * kPanel);
       a.quantized[panel + byte_at(static_cast<size_t>(a.out_column + d), query % kPanel)] =
           quantize(y, a.inverse_scale, a.zero_point);
     }

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "narrow.h"
+#include "share_memory.h"
 #include "weights.h"
 
 namespace obert {
@@ -39,7 +40,7 @@ class Lowering {
     order();
     merge_products();
     emit();
-    share_memory();
+    share_memory(p_);
     return std::move(p_);
   }
 
@@ -432,55 +433,6 @@ class Lowering {
     }
     s.out.buffer = buffer;
     s.out.width = width;
-  }
-
-  // Buffers in the order of their birth take the smallest free piece that fits, or the largest that
-  // then grows.
-  void share_memory() {
-    struct Piece {
-      size_t bytes;
-      bool free;
-    };
-    std::vector<Piece> pieces;
-    std::vector<int> piece_of(p_.buffers.size(), -1), last(p_.buffers.size(), -1);
-    auto each = [&](const Step& s, auto&& visit) {
-      for (const Slice* x : {&s.x, &s.residual, &s.factor, &s.key, &s.value, &s.out, &s.quantized})
-        if (x->used()) visit(x->buffer);
-    };
-    for (size_t i = 0; i < p_.steps.size(); ++i) each(p_.steps[i], [&](int b) { last[b] = static_cast<int>(i); });
-    for (size_t i = 0; i < p_.steps.size(); ++i) {
-      each(p_.steps[i], [&](int b) {
-        if (piece_of[b] >= 0) return;
-        size_t need = p_.buffers[b].bytes;
-        int best = -1;
-        for (int p = 0; p < static_cast<int>(pieces.size()); ++p) {
-          if (!pieces[p].free) continue;
-          if (best < 0) { best = p; continue; }
-          bool fits = pieces[p].bytes >= need, best_fits = pieces[best].bytes >= need;
-          if (fits ? (!best_fits || pieces[p].bytes < pieces[best].bytes)
-                   : (!best_fits && pieces[p].bytes > pieces[best].bytes)) best = p;
-        }
-        if (best < 0) {
-          best = static_cast<int>(pieces.size());
-          pieces.push_back({0, true});
-        }
-        pieces[best].free = false;
-        pieces[best].bytes = std::max(pieces[best].bytes, need);
-        piece_of[b] = best;
-      });
-      each(p_.steps[i], [&](int b) {
-        if (last[b] == static_cast<int>(i)) pieces[piece_of[b]].free = true;
-      });
-    }
-    std::vector<size_t> offsets;
-    size_t total = 0;
-    for (const Piece& piece : pieces) {
-      offsets.push_back(total);
-      total += piece.bytes;
-    }
-    for (size_t b = 0; b < p_.buffers.size(); ++b)
-      if (piece_of[b] >= 0) p_.buffers[b].offset = offsets[piece_of[b]];
-    p_.arena_bytes = total;
   }
 
   const Graph& g_;

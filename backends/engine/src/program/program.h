@@ -118,21 +118,9 @@ class Caller {
   virtual void parallel(size_t count, void (*task)(void*, size_t), void* context) = 0;
 };
 
-// Reusable working memory; one for each thread of execution.
-class Arena {
- public:
-  // At least `bytes`, 64-byte aligned, zeroed when grown.
-  uint8_t* get(size_t bytes);
-  uint8_t* memory() { return memory_.get(); }
-
- private:
-  struct Free { void operator()(void* p) const; };
-  std::unique_ptr<uint8_t, Free> memory_;
-  size_t size_ = 0;
-};
-
 class Arenas;
 struct Run;
+struct Sequences;
 
 // Runs a program. Safe to call from several threads at once.
 class Executor {
@@ -146,9 +134,10 @@ class Executor {
  private:
   // Groups of sequences, each done by one thread, but for the tail, which all take together.
   void run_groups(const Run& run, Caller& caller, size_t sequences, size_t groups) const;
-  void run_tail(const Run& run, Caller& caller, uint8_t* memory) const;
   // The whole batch, every step shared between the threads.
   void run_together(const Run& run, Caller& caller) const;
+  // The steps from `first` on, by all threads.
+  void run_shared(const Run& run, Caller& caller, const Sequences& all, size_t first) const;
 
   Program program_;
   int threads_;

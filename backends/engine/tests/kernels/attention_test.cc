@@ -80,7 +80,7 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
   a.scale = 1.f / std::sqrt(static_cast<float>(c.head_dim));
   a.mask = c.mask == Mask::kNone ? nullptr : mask.data();
   a.mask_stride = stride;
-  a.out_width = out_width;
+  a.out_width = out_width, a.quantized_width = out_width + 8;
   a.out_column = 4;
   a.inverse_scale = 40.f;
   a.zero_point = 128;
@@ -125,7 +125,7 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
     const bool tiles = suits && on_tiles(table);
     double squares = 0;
     Buffer<float> out(panels * panel_floats(out_width), 77.f);
-    Buffer<uint8_t> quantized(panels * panel_bytes(out_width), 99);
+    Buffer<uint8_t> quantized(panels * panel_bytes(out_width + 8), 99);
     Buffer<char> scratch(table->attention_scratch(c.length, c.head_dim), 1);
     a.scratch = scratch.data();
     a.out = out.data();
@@ -142,7 +142,7 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
       for (int f = 0; f < out_width; ++f) {
         const float got = out[at(t, out_width, f)];
         const int byte =
-            quantized[(t / kPanel * out_width / 4 + f / 4) * size_t{kPanel} * 4 + t % kPanel * 4 + f % 4];
+            quantized[(t / kPanel * (out_width + 8) / 4 + f / 4) * size_t{kPanel} * 4 + t % kPanel * 4 + f % 4];
         if (t < first_query || t >= last_query || f < 4 || f >= 4 + c.head_dim) {
           CHECK(got == 77.f && byte == 99, "%s wrote token %zu feature %d", table->name, t, f);
           continue;
@@ -174,7 +174,7 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
       for (int f = 4; f < 4 + c.head_dim; ++f) {
         const double y = expected[(t - first_query) * c.head_dim + f - 4];
         const int byte =
-            quantized[(t / kPanel * out_width / 4 + f / 4) * size_t{kPanel} * 4 + t % kPanel * 4 + f % 4];
+            quantized[(t / kPanel * (out_width + 8) / 4 + f / 4) * size_t{kPanel} * 4 + t % kPanel * 4 + f % 4];
         if (std::isnan(y)) CHECK(byte == 0, "%s NaN quantised to %d", table->name, byte);
         else if (!CHECK(std::fabs(std::fmin(std::fmax(y * 40 + 128, 0), 255) - byte) <= .5 + 40 * bound,
                         "%s length %d head %d first %zu, quantised alone: %g, got %d", table->name, c.length,

@@ -32,6 +32,29 @@ def compiled_model(folder: Path, layers: int, sparsity: int) -> Path:
     return _compiled(folder, f"{layers}-{sparsity}", passes)
 
 
+def every_token_model(folder: Path, layers: int, sparsity: int) -> Path:
+    """The same without its head: it hands out the hidden states of every token.
+
+    The classifier reads the first token alone, and our engine computes what leads to others only
+    as far as that one needs it.
+    """
+    classifier = compiled_model(folder, layers, sparsity)
+    target = classifier.with_name("every_token.onnx")
+    if not target.exists():
+        import onnx
+
+        graph = onnx.load(classifier).graph
+        first = [
+            node for node in graph.node if node.op_type == "Gather" and node.output[0] == "select"
+        ]
+        (hidden,) = {node.input[0] for node in first}
+        unfinished = target.with_name("every_token.new.onnx")
+        inputs = [value.name for value in graph.input]
+        onnx.utils.extract_model(classifier, unfinished, inputs, [hidden], check_model=False)
+        unfinished.rename(target)
+    return target
+
+
 def unpacked_model(folder: Path, layers: int, sparsity: int) -> Path:
     """The same with its INT8 weights stored whole, for OpenVINO, which unpacks at every call."""
     packed = compiled_model(folder, layers, sparsity)

@@ -9,6 +9,7 @@
 
 #include "arena.h"
 #include "group.h"
+#include "padding.h"
 #include "prepare.h"
 #include "program.h"
 #include "sharing.h"
@@ -18,27 +19,36 @@ namespace obert {
 // Tokens that a group should have at least: fewer leave vector lanes and weight traffic unused.
 constexpr size_t kGroupTokens = 128;
 
+namespace {
+
+std::vector<Sequences> groups_of(const Run& run) {
+  std::vector<Sequences> groups;
+  for (size_t first = 0; first < run.batch; first += groups.back().count) {
+    size_t tokens = run.tokens_from(first), count = std::max<size_t>(1, kGroupTokens / tokens);
+    groups.push_back({first, std::min(count, run.batch - first), tokens});
+  }
+  return groups;
+}
+
+}  // namespace
+
 Executor::Executor(Program program, int threads)
     : program_(std::move(program)), threads_(std::max(1, threads)), arenas_(std::make_unique<Arenas>()) {
   program_.traffic = traffic_of(program_);
   program_.tail = tail_of(program_);
+  program_.drops_padding = may_drop_padding(program_);
 }
 Executor::~Executor() = default;
 
 void Executor::run(Caller& caller) const {
   Run run = prepare(program_, caller);
   if (run.batch == 0 || run.length == 0) return;
-  size_t sequences = std::max<size_t>(1, kGroupTokens / run.length);
-  size_t groups = (run.batch + sequences - 1) / sequences;
+  const std::vector<Sequences> groups = groups_of(run);
   auto threads = static_cast<size_t>(threads_);
   // Alone, a group waits for no other thread; too few groups would leave threads without work.
-  bool alone = threads == 1 || groups >= 4 * threads || (groups > 1 && groups % threads == 0);
-  if (!alone) {
-    sequences = run.batch;
-    groups = 1;
-  }
+  bool alone = threads == 1 || groups.size() >= 4 * threads || (groups.size() > 1 && groups.size() % threads == 0);
   if (alone) {
-    run_groups(run, caller, sequences, groups);
+    run_groups(run, caller, groups);
   } else {
     run_together(run, caller);
   }
@@ -89,15 +99,15 @@ void parallel(Caller& caller, size_t count, const F& body) {
 
 }  // namespace
 
-void Executor::run_groups(const Run& run, Caller& caller, size_t sequences, size_t groups) const {
+void Executor::run_groups(const Run& run, Caller& caller, const std::vector<Sequences>& groups) const {
   const Tail& tail = program_.tail;
   std::unique_ptr<Arena> shared;
   if (tail.first < program_.steps.size()) {
     shared = arenas_->take();
     shared->get(program_.arena_bytes * panels_of(run.batch));
   }
-  parallel(caller, groups, [&](size_t i, Errors&) {
-    Sequences part{i * sequences, std::min(sequences, run.batch - i * sequences), run.length};
+  parallel(caller, groups.size(), [&](size_t i, Errors&) {
+    Sequences part = groups[i];
     auto arena = arenas_->take();
     part.memory = arena->get(program_.arena_bytes * part.panels());
     Group group(program_, run, part);
@@ -111,7 +121,7 @@ void Executor::run_groups(const Run& run, Caller& caller, size_t sequences, size
 }
 
 void Executor::run_together(const Run& run, Caller& caller) const {
-  Sequences all{0, run.batch, run.length};
+  Sequences all{0, run.batch, run.tokens_from(0)};
   auto arena = arenas_->take();
   all.memory = arena->get(program_.arena_bytes * all.panels());
   run_shared(run, caller, all, 0);

@@ -46,7 +46,7 @@ void mask(Attention& a, const std::array<Mask, 2>& masks, size_t sequence, size_
 }  // namespace
 
 Group::Group(const Program& p, const Run& run, const Sequences& part, Progress* progress, size_t threads, size_t thread)
-    : p_(p), k_(*p.kernels), run_(run), first_(part.first), sequences_(part.count), all_(part.count * part.tokens),
+    : p_(p), k_(*p.kernels), run_(run), first_(part.first), sequences_(part.count), length_(part.tokens), all_(part.count * part.tokens),
       picked_(part.count), now_(0), memory_(part.memory), threads_(threads),
       apart_(progress && panels_apart(p.traffic, all_.panels, threads)),
       sharing_(progress, steps_apart(p, apart_ && all_.panels % threads == 0), threads, thread) {}
@@ -117,7 +117,7 @@ void Group::gather(const Step& s) {
     auto* memory = reinterpret_cast<float*>(workspace.get((scratch_floats + width * kGroup) * sizeof(float)));
     float* scratch = memory + width * kGroup;
     for (int t = 0; t < tokens; ++t) {
-      size_t token = first_ * run_.length + panel * kPanel + lane + static_cast<size_t>(t);
+      size_t token = outside(panel * kPanel + lane + static_cast<size_t>(t));
       for (const Gathered& g : s.gathered) {
         const RowProgram& rows = p_.rows[g.rows];
         size_t at = place_of(run_.inputs[g.tensor], token, run_.length, rows.count());
@@ -137,24 +137,30 @@ void Group::pick(const Step& s) {
     for (size_t row = 0; row < size && first < end; ++row) {
       uint32_t* out = dword(memory_, to.buffer, first, row);
       std::memset(out, 0, kGroup * sizeof *out);   // lanes without a token
-      for (size_t i = first; i < end; ++i) out[i - first] = *dword(memory_, s.x.buffer, i * run_.length + token, column + row);
+      for (size_t i = first; i < end; ++i) out[i - first] = *dword(memory_, s.x.buffer, i * length_ + token, column + row);
     }
   });
 }
 
 void Group::write(const Step& s) {
-  size_t size = static_cast<size_t>(s.x.width);
-  size_t first = s.picked ? first_ : first_ * run_.length;
-  bool quantized = p_.buffers[s.x.buffer].quantized;
+  const size_t size = static_cast<size_t>(s.x.width);
+  const size_t first = s.picked ? first_ : first_ * run_.length;
+  const bool quantized = p_.buffers[s.x.buffer].quantized, in_order = run_.order.empty();
+  const size_t bytes_of_one = size * (quantized ? 1 : sizeof(float));
+  auto* all = reinterpret_cast<uint8_t*>(run_.outputs[s.tensor]);
   sharing_.each(now_.panels, [&](size_t panel) {
-    size_t at = (first + panel * kPanel) * size;
-    if (!quantized) {
-      k_.export_float(floats(s.x, panel), tokens_in(panel), s.x.width, run_.outputs[s.tensor] + at, size);
-      return;
+    const auto tokens = static_cast<size_t>(tokens_in(panel));
+    static thread_local Arena workspace;
+    uint8_t* out = in_order ? all + (first + panel * kPanel) * bytes_of_one : workspace.get(tokens * bytes_of_one);
+    if (quantized) {
+      k_.export_uint8(bytes(s.x, panel), tokens_in(panel), s.x.width, out, size);
+      if (s.flip_sign) flip(out, tokens * size);
+    } else {
+      k_.export_float(floats(s.x, panel), tokens_in(panel), s.x.width, reinterpret_cast<float*>(out), size);
     }
-    auto* out = reinterpret_cast<uint8_t*>(run_.outputs[s.tensor]) + at;
-    k_.export_uint8(bytes(s.x, panel), tokens_in(panel), s.x.width, out, size);
-    if (s.flip_sign) flip(out, static_cast<size_t>(tokens_in(panel)) * size);
+    // One token of each sequence, or they would be in order.
+    for (size_t t = 0; !in_order && t < tokens; ++t)
+      std::memcpy(all + run_.sequence(first + panel * kPanel + t) * bytes_of_one, out + t * bytes_of_one, bytes_of_one);
   });
 }
 
@@ -241,21 +247,21 @@ void Group::layer_norm(const Step& s) {
 
 void Group::attention(const Step& s, size_t step) {
   int heads = s.x.width / s.head_dim;
-  int length = static_cast<int>(run_.length);
+  int length = static_cast<int>(length_);
   // A head and its keys and values are brought into place once in each task. Too few heads for the
   // threads are cut into blocks of queries all the same, and so is the sum of two masks.
   size_t all = sequences_ * static_cast<size_t>(heads);
   bool both = run_.masks[step][1].data != nullptr;
   bool whole = s.picked || (!both && (sharing_.alone() || all >= 4 * threads_ || all % threads_ == 0));
-  size_t all_queries = s.picked ? 1 : run_.length;
-  size_t query_blocks = whole ? 1 : panels_of(run_.length), queries = whole ? all_queries : kPanel;
+  size_t all_queries = s.picked ? 1 : length_;
+  size_t query_blocks = whole ? 1 : panels_of(length_), queries = whole ? all_queries : kPanel;
   size_t scratch = k_.attention_scratch(length, s.head_dim);
   sharing_.each(all * query_blocks, [&](size_t task) {
     size_t block = task % query_blocks, head = task / query_blocks % heads, sequence = task / query_blocks / heads;
     Attention a;
     a.head_dim = s.head_dim;
     a.length = length;
-    a.first = sequence * run_.length;
+    a.first = sequence * length_;
     a.queries = static_cast<int>(all_queries);
     a.first_query = sequence * all_queries;
     int column = static_cast<int>(head) * s.head_dim;
@@ -279,7 +285,7 @@ void Group::attention(const Step& s, size_t step) {
     uint8_t* memory = workspace.get(scratch + (both ? row * kPanel : 0));
     a.scratch = memory;
     auto* sum = both ? reinterpret_cast<float*>(memory + scratch) : nullptr;
-    mask(a, run_.masks[step], first_ + sequence, head, s.picked ? token_of(s) : 0, sum);
+    mask(a, run_.masks[step], run_.sequence(first_ + sequence), head, s.picked ? token_of(s) : 0, sum);
     k_.attention(a);
   });
 }

@@ -9,7 +9,8 @@
 
 namespace obert {
 
-// Which sequences, with how many tokens each in the buffers of `memory`: arena_bytes for each panel of them.
+// Which sequences, in the order of the run, with how many tokens each in the buffers of `memory`: arena_bytes for each
+// panel of them.
 struct Sequences {
   size_t first = 0, count = 0, tokens = 0;
   uint8_t* memory = nullptr;
@@ -59,6 +60,8 @@ class Group {
   size_t token_of(const Step& s) const {
     return static_cast<size_t>(s.token < 0 ? s.token + static_cast<int64_t>(run_.length) : s.token);
   }
+  // Where token i of the group lies in the inputs of the run.
+  size_t outside(size_t i) const { return run_.sequence(first_ + i / length_) * run_.length + i % length_; }
 
   // By step: whether threads do their panels of it without the others'.
   static std::vector<char> steps_apart(const Program& p, bool apart);
@@ -81,7 +84,7 @@ class Group {
   const Program& p_;
   const Kernels& k_;
   const Run& run_;
-  const size_t first_, sequences_;
+  const size_t first_, sequences_, length_;
   const Tokens all_, picked_;
   Tokens now_;                 // those of the step
   uint8_t* const memory_;

@@ -1,5 +1,7 @@
 #include "prepare.h"
 
+#include "padding.h"
+
 #include <stdexcept>
 #include <string>
 
@@ -35,6 +37,7 @@ class Preparation {
       shape.push_back(p_.outputs[i].width);
       run_.outputs.push_back(static_cast<float*>(caller_.output(static_cast<int>(i), shape)));
     }
+    if (p_.drops_padding && !none) drop_padding(p_, run_);
     return std::move(run_);
   }
 

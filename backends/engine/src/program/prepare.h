@@ -21,6 +21,12 @@ struct Run {
   std::vector<std::vector<float>> spread;   // by step: inputs repeated over the batch
   std::vector<int64_t> leading;          // shape of the tokens
   size_t batch = 1, length = 0;
+  // Where padding is dropped (see padding.h): the sequences, longest first, and how many tokens of each count.
+  std::vector<size_t> order, kept;
+
+  size_t sequence(size_t i) const { return order.empty() ? i : order[i]; }
+  // Of the longest from the i-th on.
+  size_t tokens_from(size_t i) const { return kept.empty() ? length : kept[i]; }
 };
 
 // Throws std::runtime_error where the inputs do not fit together.

@@ -98,7 +98,8 @@ struct Program {
   const Kernels* kernels = nullptr;
   bool integer_attention = false;         // see Attention::integers
   Traffic traffic;                        // Executor counts it,
-  Tail tail;                              // and finds this
+  Tail tail;                              // finds this,
+  bool drops_padding = false;             // and this
 };
 
 // A tensor of ONNX Runtime: row-major, on the CPU.
@@ -133,7 +134,7 @@ class Executor {
 
  private:
   // Groups of sequences, each done by one thread, but for the tail, which all take together.
-  void run_groups(const Run& run, Caller& caller, size_t sequences, size_t groups) const;
+  void run_groups(const Run& run, Caller& caller, const std::vector<Sequences>& groups) const;
   // The whole batch, every step shared between the threads.
   void run_together(const Run& run, Caller& caller) const;
   // The steps from `first` on, by all threads.

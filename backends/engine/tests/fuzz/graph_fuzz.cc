@@ -126,6 +126,8 @@ class Graphs {
           continue;
         }
         data.push_back(r_.normals(static_cast<size_t>(Array::count(shape)) + 1));
+        for (float& x : data.back())
+          if (fit.mask && r_.below(2)) x = -3.4028234663852886e38f;
         if (in_.below(16) == 15) data.back()[0] = NAN;
         caller.inputs.push_back({Type::kFloat, data.back().data(), shape});
       }

@@ -13,7 +13,8 @@
 namespace obert {
 namespace {
 
-constexpr Packing kPacking{96, 96, true};
+constexpr Packing kPacking{96, 96, true, false, false, 1};
+constexpr int kWholeRows = 0;
 
 inline I32 products(I32 activations, I32 weights) { return _mm256_maddubs_epi16(activations, weights); }
 inline I32 widen(I32 sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }

@@ -10,7 +10,15 @@
 namespace obert {
 namespace {
 
-constexpr Packing kPacking{96, 192, false};
+constexpr Packing kPacking{96, 192, false, false, true, 4};
+
+// 24 sums, 4 vectors of activations and one of weights: 10 loads for 24 multiplications.
+constexpr int kWholeRows = 6;
+OBERT_INLINE I32 dot4(I32 sum, I32 x, I32 w) {
+  sum = _mm512_dpbusd_epi32(sum, x, w);
+  __asm__("" : "+v"(sum));   // as in dot2
+  return sum;
+}
 
 // Two s16 x s16 products a lane.
 constexpr bool kHasDot2 = true;

@@ -5,7 +5,8 @@
 namespace obert {
 namespace {
 
-constexpr Packing kPacking{96, 96, false};
+constexpr Packing kPacking{96, 96, false, false, false, 1};
+constexpr int kWholeRows = 0;
 constexpr bool kHasDot2 = true;
 
 inline I32 dot4(I32 sum, I32 activations, I32 weights) {

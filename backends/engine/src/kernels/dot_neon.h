@@ -9,6 +9,7 @@ namespace obert {
 namespace {
 
 constexpr Packing kPacking{96, 96, false};
+constexpr int kWholeRows = 0;
 constexpr bool kHasDot2 = false;
 
 inline I32 dot2(I32 sum, I32 a, I32 b) {

@@ -32,19 +32,21 @@ constexpr uint16_t kWholeTile = 0x8000;
 
 // A weight matrix [rows][4 * blocks] of int8 as kept 4-blocks, in the order the kernels walk it:
 // chunk by chunk along the inputs (a chunk of a panel stays in the first-level cache), row by row
-// inside a chunk. Block b of chunk c, row r lies at start[c * rows + r] <= b < start[c * rows + r + 1].
+// inside a chunk. Block b of chunk c, place p lies at start[c * rows + p] <= b < start[c * rows + p + 1].
 // A block may appear more than once in a row: its values add up. `index` counts from the first
-// input of the chunk.
+// input of the chunk. Place p holds row p, or with `order` row p / kRowWindow * kRowWindow + order[c * rows + p]:
+// rows of a window are in the order of their number of blocks, so that a processor foresees the end of most.
 //
 // For a table whose packing says `saturates` every block satisfies, for both pairs (w0, w1) and
 // (w2, w3): the positive values add up to at most 128 and the negative ones to at least -128.
 // 255 * 128 < 2^15, so that vpmaddubsw, which adds the pair in int16, cannot saturate whatever the
 // activations are. Other tables need fewer blocks.
 //
-// The first 2 * pairs[c * rows + r] blocks of a row's chunk are couples that keep this rule together,
+// The first 2 * pairs[c * rows + p] blocks of a row's chunk are couples that keep this rule together,
 // the first with the second, the third with the fourth and so on: they may be added in int16.
 //
 // Or, for a table that asked for them, `tiles` alone, which `portable` and that table multiply.
+constexpr int kRowWindow = 64;
 struct SparseInt8 {
   int rows = 0;
   int chunks = 0;
@@ -53,6 +55,9 @@ struct SparseInt8 {
   const uint16_t* index = nullptr;    // [start[chunks * rows]]
   const int8_t* value = nullptr;      // [start[chunks * rows]][4]
   const uint16_t* pairs = nullptr;    // [chunks * rows] or null: none
+  const uint8_t* order = nullptr;     // [chunks * rows] or null, see above
+  const uint8_t* whole = nullptr;     // [chunks * rows] or null, by place: 1 where all blocks of the chunk are there, once, in
+                                      // their order, be they zeros or not
   TilesInt8 tiles;                    // used instead of all above where tiles.start is not null
 };
 
@@ -63,6 +68,8 @@ struct Packing {
   int sparse_chunk = 96;              // and where few are
   bool saturates = false;             // pairs of a block keep the rule above, and couples are formed
   bool tiles = false;                 // instead of all this, where they pay
+  bool whole = false;                 // rows that keep most blocks of a chunk are stored with all of them
+  int fill = 0;                       // rows are ordered, and blocks of zeros fill them up to a multiple of this; 0: neither
 };
 
 // The same in float32, one input per entry instead of four: unstructured or blocked zeros alike.
@@ -172,8 +179,9 @@ struct Kernels {
   const char* name;                   // the instruction set, as OBERT_FORCE_ISA calls it
   Packing packing;                    // for pack_sparse.h
 
-  // acc[r - row_begin][kPanel] = sum over the row's blocks of value . x, for the rows
-  // row_begin .. row_end (row_begin % 4 == 0) and groups * kGroup tokens of one uint8 panel `x`.
+  // acc[r - row_begin][kPanel] = sum over the row's blocks of value . x, for the rows row_begin .. row_end and
+  // groups * kGroup tokens of one uint8 panel `x`. Both are multiples of 4 (of kRowWindow where rows are ordered), or
+  // row_end is the end of the matrix.
   void (*multiply_int8)(const SparseInt8& w, const uint8_t* x, int groups, int row_begin, int row_end, int32_t* acc);
   // The same for float32 with a float panel.
   void (*multiply_float)(const SparseFloat& w, const float* x, int groups, int row_begin, int row_end, float* acc);

@@ -4,11 +4,19 @@
 // The accumulators of a row, 64 tokens x int32, stay in registers while the row's blocks of one
 // chunk pass; the chunk of activations (256 bytes a block) stays in the first-level cache while the
 // rows pass. What happens to a block is the instruction set's: dot_<isa>.h, included before this,
-// defines add_blocks<V>(run, sum) and says what binds it.
+// defines add_blocks<V>(run, sum) and says what binds it. Rows of dense matrices: see multiply_whole.h.
 #pragma once
+#include "multiply_whole.h"
 
 namespace obert {
 namespace {
+
+// Whether the next `count` rows keep every block of the chunk.
+inline bool all_whole(const uint8_t* whole, int count) {
+  for (int i = 0; i < count; ++i)
+    if (!whole[i]) return false;
+  return true;
+}
 
 template <int V>
 void multiply_int8_vectors(const SparseInt8& w, const uint8_t* x, int row_begin, int row_end, int32_t* acc) {
@@ -16,13 +24,25 @@ void multiply_int8_vectors(const SparseInt8& w, const uint8_t* x, int row_begin,
     Run run;
     run.chunk = reinterpret_cast<const int32_t*>(x) + static_cast<size_t>(c) * w.chunk_blocks * kPanel;
     const size_t at = static_cast<size_t>(c) * w.rows;
-    for (int r = row_begin; r < row_end; ++r) {
-      const uint32_t begin = w.start[at + r];
-      run.count = static_cast<int>(w.start[at + r + 1] - begin);
-      run.pairs = w.pairs ? w.pairs[at + r] : 0;
+    const auto sums_of = [&](int place) {
+      const int row = w.order ? place / kRowWindow * kRowWindow + w.order[at + place] : place;
+      return acc + static_cast<size_t>(row - row_begin) * kPanel;
+    };
+    for (int p = row_begin; p < row_end; ++p) {
+      const uint32_t begin = w.start[at + p];
+      run.count = static_cast<int>(w.start[at + p + 1] - begin);
+      if constexpr (kWholeRows > 0) {
+        if (w.whole && p + kWholeRows <= row_end && all_whole(w.whole + at + p, kWholeRows)) {
+          const int8_t* weights = w.value + static_cast<size_t>(begin) * kBlock;
+          multiply_whole<I32, kWholeRows, V>(weights, run.chunk, run.count, c == 0, [&](int i) { return sums_of(p + i); });
+          p += kWholeRows - 1;
+          continue;
+        }
+      }
+      run.pairs = w.pairs ? w.pairs[at + p] : 0;
       run.index = w.index + begin;
       run.value = w.value + static_cast<size_t>(begin) * kBlock;
-      int32_t* out = acc + static_cast<size_t>(r - row_begin) * kPanel;
+      int32_t* out = sums_of(p);
       I32 sum[V];
       for (int v = 0; v < V; ++v) sum[v] = c ? load(out + v * kLanes) : set(0);
       add_blocks<V>(run, sum);

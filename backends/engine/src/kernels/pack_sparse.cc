@@ -132,6 +132,42 @@ class Matchmaker {
   std::vector<Block> sorted_, couples_, single_;
 };
 
+// Makes it all blocks 0 .. blocks in order, zeros among them, where few are missing and none is there twice.
+bool make_whole(std::vector<Block>& kept, int blocks) {
+  if (static_cast<double>(kept.size()) < kWholeShare * blocks) return false;
+  for (size_t i = 1; i < kept.size(); ++i)
+    if (kept[i].index <= kept[i - 1].index) return false;
+  std::vector<Block> all(static_cast<size_t>(blocks), Block{});
+  for (size_t i = 0; i < all.size(); ++i) all[i].index = static_cast<uint16_t>(i);
+  for (const Block& b : kept) all[b.index] = b;
+  kept.swap(all);
+  return true;
+}
+
+// Blocks of zeros where the last block is, whose activations are at hand.
+void fill_up(std::vector<Block>& kept, int multiple) {
+  Block zeros{};
+  if (!kept.empty()) zeros.index = kept.back().index;
+  while (kept.size() % static_cast<size_t>(multiple)) kept.push_back(zeros);
+}
+
+// What a row keeps of a chunk.
+struct Row {
+  std::vector<Block> blocks;
+  int pairs = 0;
+  bool whole = false;
+};
+
+void store(const std::vector<Block>& blocks, SparseInt8Storage& s) {
+  const size_t at = s.index.size();
+  s.index.resize(at + blocks.size());
+  s.value.resize((at + blocks.size()) * kBlock);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    s.index[at + i] = blocks[i].index;
+    std::memcpy(s.value.data() + (at + i) * kBlock, blocks[i].value, kBlock);
+  }
+}
+
 double density(const int16_t* weights, size_t count) {
   size_t kept = 0;
   for (size_t i = 0; i < count; ++i) kept += weights[i] != 0;
@@ -165,23 +201,33 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
   s.chunks = std::max(1, (blocks + s.chunk_blocks - 1) / s.chunk_blocks);
   s.start.reserve(static_cast<size_t>(s.chunks) * rows + 1);
   s.pairs.reserve(static_cast<size_t>(s.chunks) * rows);
-  std::vector<Block> kept;
+  const int window = packing.fill ? kRowWindow : 1;
+  std::vector<Row> kept(static_cast<size_t>(window));   // by row of a window
+  std::vector<uint8_t> order(static_cast<size_t>(window), 0);
   Matchmaker matchmaker;
   for (int c = 0; c < s.chunks; ++c) {
     const int begin = c * s.chunk_blocks, end = std::min(blocks, begin + s.chunk_blocks);
-    for (int r = 0; r < rows; ++r) {
-      const int16_t* row = weights + static_cast<size_t>(r) * inputs;
-      kept.clear();
-      for (int b = begin; b < end; ++b)
-        split_block(row + b * kBlock, std::min(kBlock, inputs - b * kBlock), b - begin, packing.saturates, kept);
-      s.start.push_back(static_cast<uint32_t>(s.index.size()));
-      s.pairs.push_back(static_cast<uint16_t>(packing.saturates ? matchmaker.form_couples(kept) : 0));
-      const size_t at = s.index.size();
-      s.index.resize(at + kept.size());
-      s.value.resize((at + kept.size()) * kBlock);
-      for (size_t i = 0; i < kept.size(); ++i) {
-        s.index[at + i] = kept[i].index;
-        std::memcpy(s.value.data() + (at + i) * kBlock, kept[i].value, kBlock);
+    for (int first = 0; first < rows; first += window) {
+      const int count = std::min(window, rows - first);
+      for (int r = 0; r < count; ++r) {
+        const int16_t* row = weights + static_cast<size_t>(first + r) * inputs;
+        std::vector<Block>& list = kept[r].blocks;
+        list.clear();
+        for (int b = begin; b < end; ++b)
+          split_block(row + b * kBlock, std::min(kBlock, inputs - b * kBlock), b - begin, packing.saturates, list);
+        kept[r].whole = packing.whole && make_whole(list, end - begin);
+        kept[r].pairs = packing.saturates ? matchmaker.form_couples(list) : 0;
+        if (packing.fill && !kept[r].whole) fill_up(list, packing.fill);
+        order[r] = static_cast<uint8_t>(r);
+      }
+      std::stable_sort(order.begin(), order.begin() + count, [&](int a, int b) { return kept[a].blocks.size() < kept[b].blocks.size(); });
+      for (int p = 0; p < count; ++p) {
+        const Row& row = kept[order[p]];
+        s.start.push_back(static_cast<uint32_t>(s.index.size()));
+        s.pairs.push_back(static_cast<uint16_t>(row.pairs));
+        if (packing.whole) s.whole.push_back(row.whole ? 1 : 0);
+        if (packing.fill) s.order.push_back(order[p]);
+        store(row.blocks, s);
       }
     }
   }

@@ -14,10 +14,12 @@ struct SparseInt8Storage {
   std::vector<uint16_t> index;
   std::vector<int8_t> value;
   std::vector<uint16_t> pairs;
+  std::vector<uint8_t> order, whole;
   TilesInt8Storage tiles;
 
   SparseInt8 view() const {
-    return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data(), pairs.data(), tiles.view()};
+    const auto at = [](const std::vector<uint8_t>& v) { return v.empty() ? nullptr : v.data(); };
+    return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data(), pairs.data(), at(order), at(whole), tiles.view()};
   }
 };
 
@@ -32,12 +34,15 @@ struct SparseFloatStorage {
 
 // Matrices that keep less than this are sparse in the sense of Packing.
 constexpr double kSparseDensity = .4;
+constexpr double kWholeShare = .75;
 constexpr int kChunkInputs = 96;
 
 // `weights` is [rows][inputs], any int16: a weight less its zero point is within +-255. Blocks of
 // zeros are dropped. What a byte cannot hold is split into blocks that add up; for a table that
 // saturates, so is what breaks the rule of kernels.h, and couples are formed as far as a quick search
-// finds them. Tiles alone where `packing` wants them and they pay. `packing` is that of the table to be used.
+// finds them. Where `packing` says so, rows that keep kWholeShare of a chunk's blocks and need no split are stored whole,
+// and rows are ordered and filled up.
+// Tiles alone where `packing` wants them and they pay. `packing` is that of the table to be used.
 SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs, const Packing& packing = {});
 // Zero weights are dropped.
 SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs);

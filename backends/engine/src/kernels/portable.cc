@@ -94,11 +94,13 @@ void multiply_tiles(const TilesInt8& w, const uint8_t* x, int groups, int row_be
 void multiply_int8(const SparseInt8& w, const uint8_t* x, int groups, int row_begin, int row_end,
                    int32_t* acc) {
   if (w.tiles.start) return multiply_tiles(w.tiles, x, groups, row_begin, row_end, acc);
-  for (int r = row_begin; r < row_end; ++r) {
-    int32_t* out = acc + static_cast<size_t>(r - row_begin) * kPanel;
-    for (int t = 0; t < groups * kGroup; ++t) out[t] = 0;
+  for (int r = row_begin; r < row_end; ++r)
+    for (int t = 0; t < groups * kGroup; ++t) acc[static_cast<size_t>(r - row_begin) * kPanel + t] = 0;
+  for (int p = row_begin; p < row_end; ++p)
     for (int c = 0; c < w.chunks; ++c) {
-      const size_t at = static_cast<size_t>(c) * w.rows + r;
+      const size_t at = static_cast<size_t>(c) * w.rows + p;
+      const int row = w.order ? p / kRowWindow * kRowWindow + w.order[at] : p;
+      int32_t* out = acc + static_cast<size_t>(row - row_begin) * kPanel;
       for (uint32_t b = w.start[at]; b < w.start[at + 1]; ++b) {
         const size_t block = static_cast<size_t>(c) * w.chunk_blocks + w.index[b];
         for (int t = 0; t < groups * kGroup; ++t)
@@ -106,7 +108,6 @@ void multiply_int8(const SparseInt8& w, const uint8_t* x, int groups, int row_be
             out[t] += w.value[b * size_t{kBlock} + i] * x[(block * kPanel + t) * kBlock + i];
       }
     }
-  }
 }
 
 void multiply_float(const SparseFloat& w, const float* x, int groups, int row_begin, int row_end,

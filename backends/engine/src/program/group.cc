@@ -11,6 +11,7 @@ namespace {
 
 // Rows of a product that one task computes: its int32 sums (256 bytes a row) stay in the second-level cache.
 constexpr int kTaskRows = 256;
+static_assert(kTaskRows % kRowWindow == 0, "tasks begin where windows of rows do");
 
 void flip(uint8_t* data, size_t count) {
   for (size_t i = 0; i < count; ++i) data[i] ^= 0x80;
@@ -184,7 +185,7 @@ int Group::rows_of_task(int rows) const {
   size_t tasks_wanted = threads_ * 4;
   size_t per_panel = std::max<size_t>(1, tasks_wanted / now_.panels);
   int size = static_cast<int>((static_cast<size_t>(rows) + per_panel - 1) / per_panel);
-  return std::clamp((size + 31) / 32 * 32, 32, kTaskRows);
+  return std::clamp((size + kRowWindow - 1) / kRowWindow * kRowWindow, kRowWindow, kTaskRows);
 }
 
 template <class F>

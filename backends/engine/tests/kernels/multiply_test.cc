@@ -20,7 +20,10 @@ void check_int8(int rows, int inputs, int groups, double density, Values values,
   Buffer<uint8_t> x(panel_bytes(static_cast<size_t>(inputs)));
   for (size_t i = 0; i < x.size(); ++i)
     x[i] = values == Values::kExtreme ? 255 : static_cast<uint8_t>(random.integer(0, 255));
-  const Packing packing{groups % 2 ? 96 : 5, groups % 2 ? 192 : 7, saturates};
+  // In order and filled up, rows whole and not, for half of the tables that do not saturate.
+  Packing packing{groups % 2 ? 96 : 5, groups % 2 ? 192 : 7, saturates};
+  packing.whole = !saturates && inputs % 2;
+  packing.fill = saturates ? inputs % 2 : inputs % 3 * 4;
   const SparseInt8Storage packed = pack_sparse_int8(w.data(), rows, inputs, packing);
   const SparseInt8 view = packed.view();
 
@@ -38,7 +41,8 @@ void check_int8(int rows, int inputs, int groups, double density, Values values,
 
   for (const Kernels* k : tables_under_test()) {
     if (k->packing.saturates && !saturates) continue;
-    for (int begin : {0, rows > 4 ? 4 : 0}) {
+    const int step = packing.fill ? kRowWindow : 4;
+    for (int begin : {0, rows > step ? step : 0}) {
       Buffer<int32_t> acc(static_cast<size_t>(rows - begin) * kPanel, -1);
       k->multiply_int8(view, x.data(), groups, begin, rows, acc.data());
       for (int r = begin; r < rows; ++r)
@@ -101,6 +105,9 @@ int main() {
           check_int8(8, inputs, groups, density, Values::kExtreme, saturates);
         }
     check_int8(65, 3072, 4, .2, Values::kRandom, saturates);
+    for (int inputs : {385, 397})
+      for (double density : {.2, .9, 1.})
+        for (int groups : {1, 3, 4}) check_int8(150, inputs, groups, density, Values::kRandom, saturates);
   }
   for (int groups = 1; groups <= 4; ++groups)
     for (int inputs : {1, 5, 64, 95, 96, 97, 385})

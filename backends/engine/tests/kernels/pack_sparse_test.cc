@@ -6,22 +6,33 @@ using namespace obert;
 
 namespace {
 
-void check_case(int rows, int inputs, double density, int low, int high) {
+void check_case(int rows, int inputs, double density, int low, int high, bool saturates, int fill = 0, bool whole = false) {
   Random random(static_cast<uint32_t>(rows + inputs));
   const std::vector<int16_t> w = random_weights(random, rows, inputs, density, low, high);
-  const bool saturates = rows == 5;
-  const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs, {96, 192, saturates});
+  const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs, {96, 192, saturates, false, whole, fill});
   std::vector<int> sum(w.size());
   CHECK(s.start.size() == static_cast<size_t>(s.chunks) * rows + 1 && s.start.back() == s.index.size() &&
             s.value.size() == 4 * s.index.size(),
         "sizes of %d x %d", rows, inputs);
+  const size_t places = static_cast<size_t>(s.chunks) * rows;
+  CHECK(s.order.size() == (fill ? places : 0) && s.whole.size() == (whole ? places : 0), "%zu ordered, %zu whole", s.order.size(),
+        s.whole.size());
   for (int c = 0; c < s.chunks; ++c)
-    for (int r = 0; r < rows; ++r)
-      for (uint32_t b = s.start[static_cast<size_t>(c) * rows + r];
-           b < s.start[static_cast<size_t>(c) * rows + r + 1]; ++b) {
+    for (int p = 0; p < rows; ++p) {
+      const size_t at = static_cast<size_t>(c) * rows + p;
+      const int r = fill ? p / kRowWindow * kRowWindow + s.order[at] : p;
+      const uint32_t count = s.start[at + 1] - s.start[at];
+      const int of_chunk = std::min(s.chunk_blocks, (inputs + 3) / 4 - c * s.chunk_blocks);
+      const bool all = whole && s.whole[at];
+      if (fill) CHECK(all || count % fill == 0, "%u blocks of a row", count);
+      if (fill && p % kRowWindow) CHECK(count >= s.start[at] - s.start[at - 1], "place %d keeps fewer than the one before", p);
+      if (all) CHECK(count == static_cast<uint32_t>(of_chunk), "%u of %d blocks", count, of_chunk);
+      if (whole && density == 1. && high < 128 && of_chunk > 8) CHECK(all, "row %d is not whole", r);
+      for (uint32_t b = s.start[at]; b < s.start[at + 1]; ++b) {
         const int8_t* v = &s.value[b * size_t{4}];
-        const uint32_t place = b - s.start[static_cast<size_t>(c) * rows + r];
-        const bool couple = place % 2 == 0 && place < 2u * s.pairs[static_cast<size_t>(c) * rows + r];
+        const uint32_t place = b - s.start[at];
+        const bool couple = place % 2 == 0 && place < 2u * s.pairs[at];
+        if (all) CHECK(s.index[b] == place, "block %u of a whole row is %d", place, s.index[b]);
         for (int pair = 0; saturates && pair < 4; pair += 2) {
           int above = 0, below = 0;
           for (int i = pair; i < pair + 2; ++i) (v[i] > 0 ? above : below) += v[i];
@@ -35,10 +46,11 @@ void check_case(int rows, int inputs, double density, int low, int high) {
           else CHECK(v[i] == 0, "weight beyond the last input");
         }
       }
+    }
   size_t kept = 0;
   for (size_t i = 0; i < w.size(); i += inputs % kBlock ? 1 : kBlock)
     kept += inputs % kBlock == 0 && (w[i] || w[i + 1] || w[i + 2] || w[i + 3]);
-  if (!saturates && low == -128 && kept) CHECK(s.index.size() == kept, "%zu blocks for %zu", s.index.size(), kept);
+  if (!saturates && !whole && fill < 2 && low == -128 && kept) CHECK(s.index.size() == kept, "%zu blocks for %zu", s.index.size(), kept);
   for (size_t i = 0; i < w.size(); ++i)
     CHECK(sum[i] == w[i], "%d x %d at %zu: %d, got %d", rows, inputs, i, w[i], sum[i]);
 }
@@ -48,12 +60,20 @@ void check_case(int rows, int inputs, double density, int low, int high) {
 int main() {
   for (int inputs : {1, 3, 4, 5, 383, 384, 385, 768, 3072})
     for (double density : {0., .1, .5, 1.}) {
-      check_case(5, inputs, density, -127, 127);
-      check_case(5, inputs, density, -128, 127);
-      check_case(5, inputs, density, -255, 255);
-      check_case(5, inputs, density, -32768, 32767);
-      check_case(2, inputs, density, -128, 127);
-      check_case(2, inputs, density, -32768, 32767);
+      for (int fill : {0, 1}) {
+        check_case(5, inputs, density, -127, 127, true, fill);
+        check_case(5, inputs, density, -128, 127, true, fill);
+        check_case(5, inputs, density, -255, 255, true, fill);
+        check_case(5, inputs, density, -32768, 32767, true, fill);
+      }
+      check_case(2, inputs, density, -128, 127, false);
+      check_case(2, inputs, density, -32768, 32767, false);
+      for (int rows : {3, 64, 70})
+        for (int fill : {0, 1, 4}) {
+          if (inputs > 400 && rows > 3) continue;
+          check_case(rows, inputs, density, -128, 127, false, fill, true);
+          check_case(rows, inputs, density, -255, 255, false, fill, true);
+        }
     }
   return check::report("pack_sparse");
 }

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BenchResult", "Latency", "bench", "interleave"]
 
+_CALLS_A_TURN = 5
+_PAUSE_SECONDS = 0.25
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -171,17 +174,25 @@ def interleave(
     warm_up: int,
     progress: Progress | None = None,
 ) -> list[list[float]]:
-    """Seconds of ``runs`` calls of each, in the order A B A B, after ``warm_up`` rounds."""
+    """Seconds of ``runs`` calls of each, a few of A, a few of B, after ``warm_up`` rounds of all.
+
+    Before another one's turn comes a pause and a call that is not timed: threads of ONNX Runtime
+    look for work for a while after a call, and take cores from whoever is called next.
+    """
     for _ in range(warm_up):
         for call in calls:
             call()
     times: list[list[float]] = [[] for _ in calls]
-    rounds = range(runs) if progress is None else progress.track(range(runs), "timing", runs)
-    for _ in rounds:
+    turns = range(0, runs, _CALLS_A_TURN)
+    for first in turns if progress is None else progress.track(turns, "timing", len(turns)):
         for call, seconds in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
+            if len(calls) > 1:
+                time.sleep(_PAUSE_SECONDS)
+                call()
+            for _ in range(min(_CALLS_A_TURN, runs - first)):
+                start = time.perf_counter()
+                call()
+                seconds.append(time.perf_counter() - start)
     return times
 
 

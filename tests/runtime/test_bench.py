@@ -19,12 +19,17 @@ from obert_compiler.runtime.feeds import index_limits, random_feed
 from obert_compiler.runtime.measure import load_cost, model_bytes
 
 
-def test_calls_are_interleaved_after_the_warm_up() -> None:
+def test_models_take_turns_after_the_warm_up() -> None:
+    """Each turn begins with a call that is not timed."""
     calls: list[str] = []
-    times = interleave([lambda: calls.append("A"), lambda: calls.append("B")], runs=3, warm_up=2)
-    assert "".join(calls) == "ABABABABAB"
-    assert [len(t) for t in times] == [3, 3]
+    both = [lambda: calls.append("A"), lambda: calls.append("B")]
+    times = interleave(both, runs=7, warm_up=2)
+    assert "".join(calls) == "ABAB" + "AAAAAA" + "BBBBBB" + "AAA" + "BBB"
+    assert [len(t) for t in times] == [7, 7]
     assert min(min(t) for t in times) >= 0
+    calls.clear()
+    assert [len(t) for t in interleave(both[:1], runs=7, warm_up=2)] == [7]
+    assert "".join(calls) == "A" * 9
 
 
 def test_two_models(model_file: Path, make_model: Callable[..., Path]) -> None:

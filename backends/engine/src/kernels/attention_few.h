@@ -1,4 +1,4 @@
-// Attention of a few queries, in floats: keys in lanes, one query after another. Include after attention_softmax.h.
+// Attention of a few queries, in floats: keys in lanes, one query after another. Include after attention_numbers.h and attention_softmax.h.
 //
 //   scores [keys]    sums over d of q[d], broadcast, times a row of k
 //   y      [d]       sums over the lanes of the weights times a row of v, kLanes rows through a transpose
@@ -65,13 +65,6 @@ inline F32 score_keys(const Attention& a, int query, float* scores) {
   store(lane, top);
   for (float one : lane) largest = one > largest ? one : largest;
   return set(largest);
-}
-
-inline float sum_of_lanes(F32 x) {
-  float lane[kLanes], sum = 0.f;
-  store(lane, x);
-  for (float one : lane) sum += one;
-  return sum;
 }
 
 // Scores become probabilities, 0 beyond the last key unless all are NaN.

@@ -46,6 +46,13 @@ inline float largest_lane(F32 x) {
   return top;
 }
 
+inline float sum_of_lanes(F32 x) {
+  float lanes[kLanes], total = 0;
+  store(lanes, x);
+  for (float l : lanes) total += l;
+  return total;
+}
+
 struct Extent {
   float squares;  // largest sum of squares of a token's features
   bool finite;
@@ -81,10 +88,7 @@ inline Extent extent(const float* x, int width, int column, int head_dim, size_t
     top = max(sum, top);
     all = add(all, sum);
   });
-  float lanes[kLanes], total = 0;
-  store(lanes, all);
-  for (float l : lanes) total += l;
-  return {largest_lane(top), total < 1e30f};  // false for NaN
+  return {largest_lane(top), sum_of_lanes(all) < 1e30f};  // false for NaN
 }
 
 inline float largest_value(const float* x, int width, int column, int head_dim, size_t first, int count) {

@@ -131,7 +131,7 @@ void Group::gather(const Step& s) {
 
 void Group::pick(const Step& s) {
   const Slice& to = s.out.used() ? s.out : s.quantized;
-  const size_t size = dwords(to.buffer), token = token_of(s);
+  const size_t size = dwords(to.buffer), token = s.token_in(run_.length);
   const auto column = static_cast<size_t>(s.x.column);   // of floats: products of several tensors share no uint8 buffer
   sharing_.each(now_.panels * (kPanel / kGroup), [&](size_t task) {
     const size_t first = task * kGroup, end = std::min(now_.count, first + kGroup);
@@ -286,7 +286,7 @@ void Group::attention(const Step& s, size_t step) {
     uint8_t* memory = workspace.get(scratch + (both ? row * kPanel : 0));
     a.scratch = memory;
     auto* sum = both ? reinterpret_cast<float*>(memory + scratch) : nullptr;
-    mask(a, run_.masks[step], run_.sequence(first_ + sequence), head, s.picked ? token_of(s) : 0, sum);
+    mask(a, run_.masks[step], run_.sequence(first_ + sequence), head, s.picked ? s.token_in(run_.length) : 0, sum);
     k_.attention(a);
   });
 }

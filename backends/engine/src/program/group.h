@@ -57,9 +57,6 @@ class Group {
   size_t dwords(int buffer) const { return p_.buffers[buffer].bytes / (kPanel * sizeof(uint32_t)); }
   int tokens_in(size_t panel) const;
   int groups_in(size_t panel) const { return (tokens_in(panel) + kGroup - 1) / kGroup; }
-  size_t token_of(const Step& s) const {
-    return static_cast<size_t>(s.token < 0 ? s.token + static_cast<int64_t>(run_.length) : s.token);
-  }
   // Where token i of the group lies in the inputs of the run.
   size_t outside(size_t i) const { return run_.sequence(first_ + i / length_) * run_.length + i % length_; }
 

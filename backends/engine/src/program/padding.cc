@@ -14,8 +14,6 @@ namespace {
 // -10000 count on scores being small, and are left alone.
 constexpr float kShut = -1e30f;
 
-bool only_mask(const Step& s) { return (s.masks[0] >= 0) != (s.masks[1] >= 0); }
-
 // One more than the last key that counts, 0 where none does.
 size_t last_key(const float* row, size_t length) {
   while (length > 0 && row[length - 1] <= kShut) --length;
@@ -39,10 +37,6 @@ size_t kept_by(const Mask& mask, size_t sequence, size_t heads, size_t length) {
   return kept == 0 || std::find(empty.begin(), among, 1) != among ? length : kept;
 }
 
-size_t token_of(const Step& s, size_t length) {
-  return static_cast<size_t>(s.token < 0 ? s.token + static_cast<int64_t>(length) : s.token);
-}
-
 }  // namespace
 
 bool may_drop_padding(const Program& p) {
@@ -50,8 +44,10 @@ bool may_drop_padding(const Program& p) {
   for (const Output& output : p.outputs)
     if (!output.picked) return false;
   for (const Step& s : p.steps) {
-    if (s.kind == StepKind::kImport || (s.kind == StepKind::kAttention && !only_mask(s))) return false;
-    attends = attends || s.kind == StepKind::kAttention;
+    if (s.kind == StepKind::kImport) return false;
+    if (s.kind != StepKind::kAttention) continue;
+    if (s.masks[0] < 0 || s.masks[1] >= 0) return false;
+    attends = true;
   }
   return attends;
 }
@@ -62,9 +58,9 @@ void drop_padding(const Program& p, Run& run) {
   for (size_t i = 0; i < p.steps.size(); ++i) {
     const Step& s = p.steps[i];
     if (s.kind == StepKind::kPick)
-      for (size_t& tokens : kept) tokens = std::max(tokens, token_of(s, run.length) + 1);
+      for (size_t& tokens : kept) tokens = std::max(tokens, s.token_in(run.length) + 1);
     if (s.kind != StepKind::kAttention) continue;
-    const Mask& mask = run.masks[i][s.masks[0] >= 0 ? 0 : 1];
+    const Mask& mask = run.masks[i][0];
     auto [found, fresh] = known.try_emplace(mask.data);
     if (fresh)
       for (size_t b = 0; b < run.batch; ++b)

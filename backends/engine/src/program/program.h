@@ -62,6 +62,9 @@ struct Step {
   Rounding rounding, out_rounding;        // kProduct, kPointwise: see Epilogue
   bool picked = false;                    // what it writes has one token of each sequence
   int64_t token = 0;                      // kPick, kAttention that is picked: which, from the end where negative
+
+  // The place of `token` in sequences of so many tokens, which have it.
+  size_t token_in(size_t length) const { return static_cast<size_t>(token < 0 ? token + static_cast<int64_t>(length) : token); }
 };
 
 // A packed matrix with what its epilogue needs.

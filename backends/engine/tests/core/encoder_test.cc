@@ -95,13 +95,8 @@ void classifier(const Kernels* kernels, int count, int batch, int length, int th
   auto expected = Reference(b.graph).run(known);
   for (const auto& [value, array] : got) compare(array, expected.at(value), 0.2, 0.02);
 
-  Match m = match(b.graph);
-  Signature s;
-  s.inputs = open_inputs(b.graph);
-  for (int v = 0; v < static_cast<int>(b.graph.values.size()); ++v)
-    if (b.graph.values[v].is_output) s.outputs.push_back(v);
   int narrow = 0, products = 0;
-  for (const Step& step : lower(b.graph, m, s, kernels).steps) {
+  for (const Step& step : lower(b.graph, match(b.graph), signature_of(b.graph), kernels).steps) {
     narrow += step.picked && step.kind == StepKind::kAttention;
     products += step.picked && step.kind == StepKind::kProduct;
   }

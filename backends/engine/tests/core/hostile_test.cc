@@ -13,10 +13,7 @@ bool compiles(const Graph& graph) {
   Claims claims = claim(graph);
   for (const Part& part : claims.parts) {
     Graph g = part_graph(graph, part);
-    Signature signature;
-    signature.inputs = open_inputs(g);
-    for (int v = 0; v < static_cast<int>(g.values.size()); ++v)
-      if (g.values[v].is_output && g.values[v].producer >= 0) signature.outputs.push_back(v);
+    const Signature signature = signature_of(g);
     Executor(lower(g, match(g, claims.reshapes), signature, find_kernels("portable")), 1);
   }
   return true;

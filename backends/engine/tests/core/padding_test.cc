@@ -55,13 +55,7 @@ struct Model {
       for (int v : b.graph.nodes[n].outputs) b.graph.values[v].producer = static_cast<int>(n);
     }
   }
-  Program lowered(const Kernels* kernels) const {
-    Signature s;
-    s.inputs = {ids, mask};
-    for (int v = 0; v < static_cast<int>(b.graph.values.size()); ++v)
-      if (b.graph.values[v].is_output) s.outputs.push_back(v);
-    return lower(b.graph, match(b.graph), s, kernels);
-  }
+  Program lowered(const Kernels* kernels) const { return lower(b.graph, match(b.graph), signature_of(b.graph), kernels); }
 };
 
 struct Call {

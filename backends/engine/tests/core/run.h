@@ -49,12 +49,18 @@ inline std::vector<int> open_inputs(const Graph& g) {
   return found;
 }
 
-// Results of a graph that matches as a whole, by output value; float outputs only.
-inline std::map<int, Array> run_engine(const Graph& g, const std::map<int, Array>& known, const Kernels* kernels, int threads) {
+// What a graph that matches as a whole reads and hands out. An input that is an output too is not made by it.
+inline Signature signature_of(const Graph& g) {
   Signature signature;
   signature.inputs = open_inputs(g);
   for (int v = 0; v < static_cast<int>(g.values.size()); ++v)
-    if (g.values[v].is_output) signature.outputs.push_back(v);
+    if (g.values[v].is_output && g.values[v].producer >= 0) signature.outputs.push_back(v);
+  return signature;
+}
+
+// Results of a graph that matches as a whole, by output value; float outputs only.
+inline std::map<int, Array> run_engine(const Graph& g, const std::map<int, Array>& known, const Kernels* kernels, int threads) {
+  const Signature signature = signature_of(g);
   Executor executor(lower(g, match(g), signature, kernels), threads);
   Threads caller;
   caller.threads = threads;

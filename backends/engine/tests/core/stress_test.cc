@@ -36,10 +36,7 @@ void stress(bool picks) {
   int hidden = b.input("hidden"), mask = b.input("mask");
   int out = encoder_layer(b, r, hidden, mask, 32, 2, 48, 0.4f);
   b.output(picks ? b.token(out, 0) : out);
-  Signature signature;
-  signature.inputs = open_inputs(b.graph);
-  for (int v = 0; v < static_cast<int>(b.graph.values.size()); ++v)
-    if (b.graph.values[v].is_output) signature.outputs.push_back(v);
+  const Signature signature = signature_of(b.graph);
   KernelSet set = available_kernels();
   for (size_t i = 0; i < set.count; ++i) {
     Executor executor(lower(b.graph, match(b.graph), signature, set.tables[i]), kThreads);

@@ -107,10 +107,7 @@ class Graphs {
   }
 
   void execute(const Graph& g, const Reshapes& reshapes) {
-    Signature signature;
-    signature.inputs = open_inputs(g);
-    for (int v = 0; v < static_cast<int>(g.values.size()); ++v)
-      if (g.values[v].is_output && g.values[v].producer >= 0) signature.outputs.push_back(v);
+    const Signature signature = signature_of(g);
     Executor executor(lower(g, match(g, reshapes), signature, in_.below(4) ? available_kernels().tables[0] : emulated_amx()), 2);
     const std::vector<Fit> fits = fits_of(executor.program(), signature.inputs.size());
     int64_t batch = in_.below(4), length = in_.below(40);

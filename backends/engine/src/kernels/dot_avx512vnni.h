@@ -38,12 +38,12 @@ OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
   for (int v = 0; v < V; ++v) more[0][v] = sum[v];
   int i = 0;
   for (; i + 4 <= run.count; i += 4) {
-    uint64_t indices;
+    uint32_t indices;
     std::memcpy(&indices, run.index + i, sizeof indices);
     const I32 weights = _mm512_castsi128_si512(
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(run.value + static_cast<size_t>(i) * kBlock)));
     for (int j = 0; j < 4; ++j) {
-      const int32_t* x = run.chunk + (indices >> 16 * j & 0xffff) * kPanel;
+      const int32_t* x = run.chunk + (indices >> 8 * j & 0xff) * kPanel;
       const I32 w = j == 0 ? _mm512_broadcastd_epi32(_mm512_castsi512_si128(weights))
                            : _mm512_permutexvar_epi32(set(j), weights);
       for (int v = 0; v < V; ++v)

@@ -6,7 +6,7 @@ namespace {
 
 struct Run {
   const int32_t* chunk;   // activations: [blocks of the chunk][kPanel] dwords
-  const uint16_t* index;  // [count]
+  const uint8_t* index;   // [count]
   const int8_t* value;    // [count][kBlock]
   int count, pairs;       // pairs: see SparseInt8
 

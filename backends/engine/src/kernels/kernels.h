@@ -47,12 +47,13 @@ constexpr uint16_t kWholeTile = 0x8000;
 //
 // Or, for a table that asked for them, `tiles` alone, which `portable` and that table multiply.
 constexpr int kRowWindow = 64;
+constexpr int kChunkBlocks = 256;     // a chunk has no more
 struct SparseInt8 {
   int rows = 0;
   int chunks = 0;
   int chunk_blocks = 0;               // blocks of inputs in a chunk, the last may have fewer
   const uint32_t* start = nullptr;    // [chunks * rows + 1]
-  const uint16_t* index = nullptr;    // [start[chunks * rows]]
+  const uint8_t* index = nullptr;     // [start[chunks * rows]]: bytes, because weights are read over and over from far away
   const int8_t* value = nullptr;      // [start[chunks * rows]][4]
   const uint16_t* pairs = nullptr;    // [chunks * rows] or null: none
   const uint8_t* order = nullptr;     // [chunks * rows] or null, see above

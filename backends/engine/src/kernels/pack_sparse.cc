@@ -9,7 +9,7 @@ namespace {
 constexpr int kMost = 128;  // of positive values of a pair together, and of negative ones
 
 struct Block {
-  uint16_t index;
+  uint8_t index;
   int8_t value[kBlock];
   // Sums of positive and of negated negative values of the two pairs, and the largest of the four.
   uint8_t load[4];
@@ -64,7 +64,7 @@ void split_block(const int16_t* weights, int count, int index, bool saturates, s
   else std::copy(weights, weights + count, rest);
   while (any(rest)) {
     Block b;
-    b.index = static_cast<uint16_t>(index);
+    b.index = static_cast<uint8_t>(index);
     if (!saturates) {
       take_bytes(rest, b.value);
       blocks.push_back(b);
@@ -138,7 +138,7 @@ bool make_whole(std::vector<Block>& kept, int blocks) {
   for (size_t i = 1; i < kept.size(); ++i)
     if (kept[i].index <= kept[i - 1].index) return false;
   std::vector<Block> all(static_cast<size_t>(blocks), Block{});
-  for (size_t i = 0; i < all.size(); ++i) all[i].index = static_cast<uint16_t>(i);
+  for (size_t i = 0; i < all.size(); ++i) all[i].index = static_cast<uint8_t>(i);
   for (const Block& b : kept) all[b.index] = b;
   kept.swap(all);
   return true;
@@ -174,8 +174,9 @@ double density(const int16_t* weights, size_t count) {
   return count ? static_cast<double>(kept) / static_cast<double>(count) : 0;
 }
 
-// Chunks of about the same size, none above what is asked for.
+// Chunks of about the same size, none above what is asked for and an index holds.
 int chunk_size(int blocks, int most) {
+  most = std::min(most, kChunkBlocks);
   const int chunks = std::max(1, (blocks + most - 1) / most);
   return std::max(1, (blocks + chunks - 1) / chunks);
 }
@@ -200,7 +201,6 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
   s.chunk_blocks = chunk_size(blocks, sparse ? packing.sparse_chunk : packing.dense_chunk);
   s.chunks = std::max(1, (blocks + s.chunk_blocks - 1) / s.chunk_blocks);
   s.start.reserve(static_cast<size_t>(s.chunks) * rows + 1);
-  s.pairs.reserve(static_cast<size_t>(s.chunks) * rows);
   const int window = packing.fill ? kRowWindow : 1;
   std::vector<Row> kept(static_cast<size_t>(window));   // by row of a window
   std::vector<uint8_t> order(static_cast<size_t>(window), 0);
@@ -224,7 +224,7 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
       for (int p = 0; p < count; ++p) {
         const Row& row = kept[order[p]];
         s.start.push_back(static_cast<uint32_t>(s.index.size()));
-        s.pairs.push_back(static_cast<uint16_t>(row.pairs));
+        if (packing.saturates) s.pairs.push_back(static_cast<uint16_t>(row.pairs));
         if (packing.whole) s.whole.push_back(row.whole ? 1 : 0);
         if (packing.fill) s.order.push_back(order[p]);
         store(row.blocks, s);

@@ -11,15 +11,15 @@ namespace obert {
 struct SparseInt8Storage {
   int rows = 0, chunks = 0, chunk_blocks = 0;
   std::vector<uint32_t> start;
-  std::vector<uint16_t> index;
+  std::vector<uint8_t> index;
   std::vector<int8_t> value;
   std::vector<uint16_t> pairs;
   std::vector<uint8_t> order, whole;
   TilesInt8Storage tiles;
 
   SparseInt8 view() const {
-    const auto at = [](const std::vector<uint8_t>& v) { return v.empty() ? nullptr : v.data(); };
-    return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data(), pairs.data(), at(order), at(whole), tiles.view()};
+    const auto at = [](const auto& v) { return v.empty() ? nullptr : v.data(); };
+    return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data(), at(pairs), at(order), at(whole), tiles.view()};
   }
 };
 

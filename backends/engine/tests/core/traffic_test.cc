@@ -27,7 +27,7 @@ void check_counts() {
   norm.x = {1, 0, 96};
   p.steps = {s, norm, other};
   const Traffic t = traffic_of(p);
-  CHECK(t.weights == 100 + 25 * 2 + 3 * 64, "%zu bytes of weights", t.weights);
+  CHECK(t.weights == 100 + 25 + 3 * 64, "%zu bytes of weights", t.weights);
   const size_t first = 64 * kPanel + 32 * kPanel * 4, second = first + 64 * kPanel * 4;
   CHECK(t.activations == first + second, "%zu bytes of activations", t.activations);
 }

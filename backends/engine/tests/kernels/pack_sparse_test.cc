@@ -6,17 +6,19 @@ using namespace obert;
 
 namespace {
 
-void check_case(int rows, int inputs, double density, int low, int high, bool saturates, int fill = 0, bool whole = false) {
+void check_case(int rows, int inputs, double density, int low, int high, bool saturates, int fill = 0, bool whole = false,
+                int chunk = 96) {
   Random random(static_cast<uint32_t>(rows + inputs));
   const std::vector<int16_t> w = random_weights(random, rows, inputs, density, low, high);
-  const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs, {96, 192, saturates, false, whole, fill});
+  const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs, {chunk, 2 * chunk, saturates, false, whole, fill});
   std::vector<int> sum(w.size());
+  CHECK(s.chunk_blocks <= std::min(kChunkBlocks, 2 * chunk), "%d blocks in a chunk", s.chunk_blocks);
   CHECK(s.start.size() == static_cast<size_t>(s.chunks) * rows + 1 && s.start.back() == s.index.size() &&
             s.value.size() == 4 * s.index.size(),
         "sizes of %d x %d", rows, inputs);
   const size_t places = static_cast<size_t>(s.chunks) * rows;
-  CHECK(s.order.size() == (fill ? places : 0) && s.whole.size() == (whole ? places : 0), "%zu ordered, %zu whole", s.order.size(),
-        s.whole.size());
+  CHECK(s.order.size() == (fill ? places : 0) && s.whole.size() == (whole ? places : 0) && s.pairs.size() == (saturates ? places : 0),
+        "%zu ordered, %zu whole, %zu with pairs", s.order.size(), s.whole.size(), s.pairs.size());
   for (int c = 0; c < s.chunks; ++c)
     for (int p = 0; p < rows; ++p) {
       const size_t at = static_cast<size_t>(c) * rows + p;
@@ -31,7 +33,7 @@ void check_case(int rows, int inputs, double density, int low, int high, bool sa
       for (uint32_t b = s.start[at]; b < s.start[at + 1]; ++b) {
         const int8_t* v = &s.value[b * size_t{4}];
         const uint32_t place = b - s.start[at];
-        const bool couple = place % 2 == 0 && place < 2u * s.pairs[at];
+        const bool couple = saturates && place % 2 == 0 && place < 2u * s.pairs[at];
         if (all) CHECK(s.index[b] == place, "block %u of a whole row is %d", place, s.index[b]);
         for (int pair = 0; saturates && pair < 4; pair += 2) {
           int above = 0, below = 0;
@@ -68,6 +70,7 @@ int main() {
       }
       check_case(2, inputs, density, -128, 127, false);
       check_case(2, inputs, density, -32768, 32767, false);
+      check_case(2, inputs, density, -128, 127, false, 4, true, 1000);
       for (int rows : {3, 64, 70})
         for (int fill : {0, 1, 4}) {
           if (inputs > 400 && rows > 3) continue;

@@ -1,10 +1,10 @@
 // Four u8 x s8 products a lane with vpdpbusd.
 //
-// One multiplication and one 64-byte load for 16 tokens: on Zen 4 both run once a cycle, so that
-// every further load costs. Four blocks' indices come in one load, their weights in another, and
-// vpermd, on a pipe of its own, broadcasts them. Two sets of accumulators cover the latency. Rows that
-// keep few blocks gain more from passing over the accumulators less often (a 64-byte store takes two
-// cycles) than they lose by reading some activations from the second-level cache.
+// Two multiplications and two 64-byte loads a cycle on Zen 5 and Intel's server cores, one of each on Zen 4: a block of 64
+// tokens is four of both, and every further load costs. Eight blocks' indices come in one load and their weights in
+// two, four to every 128-bit lane, where vpshufd broadcasts one of them without a register that says which. Two sets of
+// accumulators cover the latency. Rows that keep few blocks gain more from passing over the accumulators less often (a
+// 64-byte store takes two cycles) than they lose by reading some activations from the second-level cache.
 #pragma once
 
 namespace obert {
@@ -29,6 +29,24 @@ OBERT_INLINE I32 dot2(I32 sum, I32 a, I32 b) {
   return sum;
 }
 
+// `Count` blocks, 4 or 8, from block i of the run on.
+template <int Count, int V, int Sets>
+OBERT_INLINE void add_some(const Run& run, int i, I32 (&sum)[Sets][V]) {
+  uint64_t indices = 0;
+  std::memcpy(&indices, run.index + i, Count);
+  const auto* value = reinterpret_cast<const __m128i*>(run.value + static_cast<size_t>(i) * kBlock);
+  for (int four = 0; four < Count / 4; ++four) {
+    const I32 weights = _mm512_broadcast_i32x4(_mm_loadu_si128(value + four));
+    const I32 each[4] = {_mm512_shuffle_epi32(weights, _MM_PERM_AAAA), _mm512_shuffle_epi32(weights, _MM_PERM_BBBB),
+                         _mm512_shuffle_epi32(weights, _MM_PERM_CCCC), _mm512_shuffle_epi32(weights, _MM_PERM_DDDD)};
+    for (int j = 0; j < 4; ++j) {
+      const int32_t* x = run.chunk + (indices >> (8 * (4 * four + j)) & 0xff) * kPanel;
+      for (int v = 0; v < V; ++v)
+        sum[j % Sets][v] = _mm512_dpbusd_epi32(sum[j % Sets][v], load(x + v * kLanes), each[j]);
+    }
+  }
+}
+
 template <int V>
 OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
   constexpr int kSets = V == 4 ? 2 : 4;
@@ -37,18 +55,10 @@ OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
     for (int v = 0; v < V; ++v) more[s][v] = set(0);
   for (int v = 0; v < V; ++v) more[0][v] = sum[v];
   int i = 0;
-  for (; i + 4 <= run.count; i += 4) {
-    uint32_t indices;
-    std::memcpy(&indices, run.index + i, sizeof indices);
-    const I32 weights = _mm512_castsi128_si512(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(run.value + static_cast<size_t>(i) * kBlock)));
-    for (int j = 0; j < 4; ++j) {
-      const int32_t* x = run.chunk + (indices >> 8 * j & 0xff) * kPanel;
-      const I32 w = j == 0 ? _mm512_broadcastd_epi32(_mm512_castsi512_si128(weights))
-                           : _mm512_permutexvar_epi32(set(j), weights);
-      for (int v = 0; v < V; ++v)
-        more[j % kSets][v] = _mm512_dpbusd_epi32(more[j % kSets][v], load(x + v * kLanes), w);
-    }
+  for (; i + 8 <= run.count; i += 8) add_some<8>(run, i, more);
+  if (i + 4 <= run.count) {
+    add_some<4>(run, i, more);
+    i += 4;
   }
   for (; i < run.count; ++i) {
     const int32_t* x = run.activations(i);

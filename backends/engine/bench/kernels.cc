@@ -89,7 +89,7 @@ void bench_float(const Kernels& k, double peak) {
       Random random(1);
       std::vector<float> w(static_cast<size_t>(s.outputs) * s.inputs);
       for (float& v : w) v = random.chance(density) ? random.normal() : 0.f;
-      const SparseFloatStorage packed = pack_sparse_float(w.data(), s.outputs, s.inputs);
+      const SparseFloatStorage packed = pack_sparse_float(w.data(), s.outputs, s.inputs, k.packing);
       const SparseFloat view = packed.view();
       Buffer<float> x(panel_floats(static_cast<size_t>(s.inputs)), .5f), acc(kRowsAtOnce * kPanel);
       const double time = seconds([&] {

@@ -65,7 +65,7 @@ struct SparseInt8 {
 // How a table likes its matrices packed. A table that saturates, and one of tiles, read their own packing
 // alone; the others compute the same from every packing but tiles.
 struct Packing {
-  int dense_chunk = 96;               // blocks of a chunk, at most: where most blocks are kept
+  int dense_chunk = 96;               // blocks (inputs, of float32) of a chunk, at most: where most blocks are kept
   int sparse_chunk = 96;              // and where few are
   bool saturates = false;             // pairs of a block keep the rule above, and couples are formed
   bool tiles = false;                 // instead of all this, where they pay
@@ -73,14 +73,15 @@ struct Packing {
   int fill = 0;                       // rows are ordered, and blocks of zeros fill them up to a multiple of this; 0: neither
 };
 
-// The same in float32, one input per entry instead of four: unstructured or blocked zeros alike.
+// The same in float32, one input per entry instead of four: unstructured or blocked zeros alike. Rows are not filled up.
 struct SparseFloat {
   int rows = 0;
   int chunks = 0;
   int chunk_inputs = 0;
   const uint32_t* start = nullptr;
-  const uint16_t* index = nullptr;
+  const uint8_t* index = nullptr;
   const float* value = nullptr;
+  const uint8_t* order = nullptr;
 };
 
 enum class Activation : uint8_t { kNone, kRelu, kGeluErf, kGeluTanh, kSilu, kTanh };

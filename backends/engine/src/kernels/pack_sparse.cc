@@ -235,21 +235,33 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
   return s;
 }
 
-SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs) {
+SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs, const Packing& packing) {
   SparseFloatStorage s;
   s.rows = rows;
-  s.chunk_inputs = kChunkInputs;
-  s.chunks = std::max(1, (inputs + kChunkInputs - 1) / kChunkInputs);
-  s.start.reserve(static_cast<size_t>(s.chunks) * rows + 1);
+  s.chunk_inputs = chunk_size(inputs, packing.sparse_chunk);
+  s.chunks = std::max(1, (inputs + s.chunk_inputs - 1) / s.chunk_inputs);
+  const int window = packing.fill ? kRowWindow : 1;
+  std::vector<uint8_t> order(static_cast<size_t>(window), 0);
+  std::vector<std::ptrdiff_t> kept(static_cast<size_t>(window));   // by row of a window
   for (int c = 0; c < s.chunks; ++c) {
-    const int begin = c * kChunkInputs, end = std::min(inputs, begin + kChunkInputs);
-    for (int r = 0; r < rows; ++r) {
-      s.start.push_back(static_cast<uint32_t>(s.index.size()));
-      for (int i = begin; i < end; ++i) {
-        const float w = weights[static_cast<size_t>(r) * inputs + i];
-        if (w == 0.f) continue;
-        s.index.push_back(static_cast<uint16_t>(i - begin));
-        s.value.push_back(w);
+    const int begin = c * s.chunk_inputs, end = std::min(inputs, begin + s.chunk_inputs);
+    for (int first = 0; first < rows; first += window) {
+      const int count = std::min(window, rows - first);
+      for (int r = 0; r < count; ++r) {
+        const float* row = weights + static_cast<size_t>(first + r) * inputs;
+        kept[r] = end - begin - std::count(row + begin, row + end, 0.f);
+        order[r] = static_cast<uint8_t>(r);
+      }
+      std::stable_sort(order.begin(), order.begin() + count, [&](int a, int b) { return kept[a] < kept[b]; });
+      for (int p = 0; p < count; ++p) {
+        s.start.push_back(static_cast<uint32_t>(s.index.size()));
+        if (packing.fill) s.order.push_back(order[p]);
+        const float* row = weights + static_cast<size_t>(first + order[p]) * inputs;
+        for (int i = begin; i < end; ++i) {
+          if (row[i] == 0.f) continue;
+          s.index.push_back(static_cast<uint8_t>(i - begin));
+          s.value.push_back(row[i]);
+        }
       }
     }
   }

@@ -26,16 +26,18 @@ struct SparseInt8Storage {
 struct SparseFloatStorage {
   int rows = 0, chunks = 0, chunk_inputs = 0;
   std::vector<uint32_t> start;
-  std::vector<uint16_t> index;
+  std::vector<uint8_t> index;
   std::vector<float> value;
+  std::vector<uint8_t> order;
 
-  SparseFloat view() const { return {rows, chunks, chunk_inputs, start.data(), index.data(), value.data()}; }
+  SparseFloat view() const {
+    return {rows, chunks, chunk_inputs, start.data(), index.data(), value.data(), order.empty() ? nullptr : order.data()};
+  }
 };
 
 // Matrices that keep less than this are sparse in the sense of Packing.
 constexpr double kSparseDensity = .4;
 constexpr double kWholeShare = .75;
-constexpr int kChunkInputs = 96;
 
 // `weights` is [rows][inputs], any int16: a weight less its zero point is within +-255. Blocks of
 // zeros are dropped. What a byte cannot hold is split into blocks that add up; for a table that
@@ -45,6 +47,6 @@ constexpr int kChunkInputs = 96;
 // Tiles alone where `packing` wants them and they pay. `packing` is that of the table to be used.
 SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs, const Packing& packing = {});
 // Zero weights are dropped.
-SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs);
+SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs, const Packing& packing = {});
 
 }  // namespace obert

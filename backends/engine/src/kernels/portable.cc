@@ -110,12 +110,19 @@ void multiply_int8(const SparseInt8& w, const uint8_t* x, int groups, int row_be
     }
 }
 
+int place_of_row(const SparseFloat& w, int chunk, int row) {
+  int place = row;
+  if (w.order)
+    for (place = row / kRowWindow * kRowWindow; w.order[static_cast<size_t>(chunk) * w.rows + place] != row % kRowWindow;) ++place;
+  return place;
+}
+
 void multiply_float(const SparseFloat& w, const float* x, int groups, int row_begin, int row_end,
                     float* acc) {
   for (int r = row_begin; r < row_end; ++r) {
     double sum[kPanel] = {};
     for (int c = 0; c < w.chunks; ++c) {
-      const size_t at = static_cast<size_t>(c) * w.rows + r;
+      const size_t at = static_cast<size_t>(c) * w.rows + place_of_row(w, c, r);
       for (uint32_t b = w.start[at]; b < w.start[at + 1]; ++b) {
         const float* row = x + (static_cast<size_t>(c) * w.chunk_inputs + w.index[b]) * kPanel;
         for (int t = 0; t < groups * kGroup; ++t) sum[t] += static_cast<double>(w.value[b]) * row[t];

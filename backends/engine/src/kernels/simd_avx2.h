@@ -25,6 +25,10 @@ inline I32 load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<c
 inline void store(float* p, F32 v) { _mm256_storeu_ps(p, v); }
 inline void store(int32_t* p, I32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 inline F32 set(float x) { return _mm256_set1_ps(x); }
+// Four floats, each in all lanes of a vector.
+inline void set_each(const float* p, F32 (&out)[4]) {
+  for (int i = 0; i < 4; ++i) out[i] = set(p[i]);
+}
 inline I32 set(int32_t x) { return _mm256_set1_epi32(x); }
 
 inline I32 first_lanes(int n) {

@@ -22,6 +22,12 @@ inline I32 load(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline void store(float* p, F32 v) { _mm512_storeu_ps(p, v); }
 inline void store(int32_t* p, I32 v) { _mm512_storeu_si512(p, v); }
 inline F32 set(float x) { return _mm512_set1_ps(x); }
+// Four floats, each in all lanes of a vector.
+inline void set_each(const float* p, F32 (&out)[4]) {
+  const F32 all = _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+  out[0] = _mm512_shuffle_ps(all, all, 0x00), out[1] = _mm512_shuffle_ps(all, all, 0x55);
+  out[2] = _mm512_shuffle_ps(all, all, 0xaa), out[3] = _mm512_shuffle_ps(all, all, 0xff);
+}
 inline I32 set(int32_t x) { return _mm512_set1_epi32(x); }
 
 inline __mmask16 first_lanes(int n) {

@@ -22,6 +22,10 @@ inline I32 load(const int32_t* p) { return vld1q_s32(p); }
 inline void store(float* p, F32 v) { vst1q_f32(p, v); }
 inline void store(int32_t* p, I32 v) { vst1q_s32(p, v); }
 inline F32 set(float x) { return vdupq_n_f32(x); }
+// Four floats, each in all lanes of a vector.
+inline void set_each(const float* p, F32 (&out)[4]) {
+  for (int i = 0; i < 4; ++i) out[i] = set(p[i]);
+}
 inline I32 set(int32_t x) { return vdupq_n_s32(x); }
 
 inline size_t lane_bytes(int n) { return n <= 0 ? 0 : static_cast<size_t>(n < kLanes ? n : kLanes) * 4; }

@@ -86,7 +86,7 @@ Product prepare(const std::vector<const Weights*>& weights, const Quantization* 
       rows_of<float>(*w, dense.data() + static_cast<size_t>(row) * inputs, [](float v, int) { return v; });
       row += w->outputs;
     }
-    p.real = pack_sparse_float(dense.data(), p.rows, inputs);
+    p.real = pack_sparse_float(dense.data(), p.rows, inputs, kernels.packing);
     return p;
   }
   std::vector<int16_t> dense(size);

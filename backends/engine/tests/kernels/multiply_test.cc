@@ -57,7 +57,7 @@ void check_int8(int rows, int inputs, int groups, double density, Values values,
   }
 }
 
-void check_float(int rows, int inputs, int groups, double density, bool special) {
+void check_float(int rows, int inputs, int groups, double density, bool special, const Packing& packing) {
   Random random(static_cast<uint32_t>(rows * 1009 + inputs * 31 + groups));
   std::vector<float> w(static_cast<size_t>(rows) * inputs);
   for (float& v : w)
@@ -65,7 +65,7 @@ void check_float(int rows, int inputs, int groups, double density, bool special)
   Buffer<float> x(panel_floats(static_cast<size_t>(inputs)));
   for (size_t i = 0; i < x.size(); ++i) x[i] = random.normal();
   if (special) x[5] = NAN;
-  const SparseFloatStorage packed = pack_sparse_float(w.data(), rows, inputs);
+  const SparseFloatStorage packed = pack_sparse_float(w.data(), rows, inputs, packing);
   const SparseFloat view = packed.view();
   for (const Kernels* k : tables_under_test()) {
     Buffer<float> acc(static_cast<size_t>(rows) * kPanel), oracle(static_cast<size_t>(rows) * kPanel);
@@ -111,6 +111,10 @@ int main() {
   }
   for (int groups = 1; groups <= 4; ++groups)
     for (int inputs : {1, 5, 64, 95, 96, 97, 385})
-      for (double density : {0., .1, 1.}) check_float(7, inputs, groups, density, inputs == 64);
+      for (double density : {0., .1, 1.}) {
+        check_float(7, inputs, groups, density, inputs == 64, {});
+        // Two windows of rows in the order of their length.
+        check_float(70, inputs, groups, density, inputs == 64, {64, 1000, false, false, false, 4});
+      }
   return check::report("multiply");
 }

@@ -42,6 +42,15 @@ __attribute__((target("avx2,fma"), noinline)) inline void spin_avx2_int8() {
   for (__m256i& s : sum) __asm__ volatile("" ::"x"(s));
 }
 
+#ifdef OBERT_HAVE_AVXVNNI
+__attribute__((target("avx2"), noinline)) inline void spin_avxvnni_int8() {
+  __m256i sum[12] = {}, w = _mm256_set1_epi8(1), x = w;
+  for (long i = 0; i < kPeakRounds; ++i)
+    for (__m256i& s : sum) __asm__ volatile("%{vex%} vpdpbusd %1, %2, %0" : "+x"(s) : "x"(w), "x"(x));
+  for (__m256i& s : sum) __asm__ volatile("" ::"x"(s));
+}
+#endif
+
 __attribute__((target("avx2,fma"), noinline)) inline void spin_avx2_float() {
   __m256 sum[12] = {}, w = _mm256_set1_ps(1), x = w;
   for (long i = 0; i < kPeakRounds; ++i)
@@ -88,7 +97,7 @@ __attribute__((target("amx-tile,amx-bf16"), noinline)) inline void spin_amx_bflo
 }
 #endif
 
-inline Peak measure_peak(const char* isa) {
+inline Peak measure_peak([[maybe_unused]] const char* isa) {
   Peak peak;
 #if defined(__x86_64__)
   const double rounds = kPeakRounds;
@@ -105,6 +114,9 @@ inline Peak measure_peak(const char* isa) {
     peak.float32 = rate_of(rounds * 12 * 16, spin_avx512_float);
   } else if (std::strcmp(isa, "portable") != 0) {
     peak.int8 = rate_of(rounds * 10 * 32, spin_avx2_int8);
+#ifdef OBERT_HAVE_AVXVNNI
+    if (!std::strcmp(isa, "avxvnni")) peak.int8 = rate_of(rounds * 12 * 32, spin_avxvnni_int8);
+#endif
     peak.float32 = rate_of(rounds * 12 * 8, spin_avx2_float);
   }
 #endif

@@ -28,8 +28,8 @@ void multiply_float_vectors(const SparseFloat& w, const float* x, int row_begin,
       uint32_t b = w.start[at + p];
       const uint32_t end = w.start[at + p + 1];
       if constexpr (kFloatsAhead > 0) {
-        prefetch<2>(w.value + b + kFloatsAhead, 3 * kPrefetchLine);
-        prefetch<2>(w.index + b + kFloatsAhead, kPrefetchLine);
+        prefetch<2>(w.value + b, kFloatsAhead * sizeof(float), 3 * kPrefetchLine);
+        prefetch<2>(w.index + b, kFloatsAhead, kPrefetchLine);
       }
       F32 sum[kSets][V];
       for (int v = 0; v < V; ++v) sum[0][v] = c ? load(out + v * kLanes) : set(0.f);

@@ -46,8 +46,8 @@ void multiply_int8_vectors(const SparseInt8& w, const uint8_t* x, int row_begin,
       run.pairs = w.pairs ? w.pairs[at + p] : 0;
       run.index = w.index + begin;
       run.value = w.value + static_cast<size_t>(begin) * kBlock;
-      prefetch<2>(run.value + kBlocksAhead * kBlock, 3 * kPrefetchLine);
-      prefetch<2>(run.index + kBlocksAhead, kPrefetchLine);
+      prefetch<2>(run.value, kBlocksAhead * kBlock, 3 * kPrefetchLine);
+      prefetch<2>(run.index, kBlocksAhead, kPrefetchLine);
       int32_t* out = sums_of(p);
       I32 sum[V];
       for (int v = 0; v < V; ++v) sum[v] = c ? load(out + v * kLanes) : set(0);

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "prefetch.h"
 #include "tile_config.h"
 
 namespace obert {
@@ -23,8 +24,8 @@ static_assert(kAhead < kRing && (kRing & (kRing - 1)) == 0, "a tile is not writt
 
 // Weights come from the last-level cache or from memory. Masks and blocks are asked for so far ahead, as many lines
 // a tile as it takes at 80% zeros; tiles that are kept whole so many tiles ahead, into the second-level cache.
-constexpr size_t kStreamAhead = 1024, kStreamLines = 4, kLine = 64;
-constexpr size_t kWholeAhead = 4 * kTileDwords;
+constexpr size_t kStreamAhead = 1024, kStreamLines = 4;
+constexpr size_t kWholeAhead = 4 * kTileRows * kTileRowBytes;
 
 constexpr size_t kPanelRow = kPanel * kBlock;            // bytes of a block of all tokens
 constexpr size_t kRunBytes = kGroup * kBlock;            // of a block of 16 tokens
@@ -45,12 +46,10 @@ struct Expander {
       const uintptr_t at = (reinterpret_cast<uintptr_t>(stream) + 63) & ~uintptr_t{63};
       ready[slot] = reinterpret_cast<const uint32_t*>(at);
       stream = ready[slot] + kTileDwords;
-      const char* soon = reinterpret_cast<const char*>(ready[slot] + kWholeAhead);
-      for (int r = 0; r < kTileRows; ++r) __builtin_prefetch(soon + r * kTileRowBytes, 0, 2);
+      prefetch<2>(ready[slot], kWholeAhead, kTileRows * kTileRowBytes);
       return;
     }
-    const char* soon = reinterpret_cast<const char*>(stream) + kStreamAhead;
-    for (size_t line = 0; line < kStreamLines; ++line) __builtin_prefetch(soon + line * kLine);
+    prefetch<3>(stream, kStreamAhead, kStreamLines * kPrefetchLine);
     const uint32_t* masks = stream;
     stream += kTileRows / 2;  // two masks a dword
     uint32_t* to = ring[slot];

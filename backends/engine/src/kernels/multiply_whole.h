@@ -56,7 +56,7 @@ inline void multiply_whole(const int8_t* weights, const int32_t* chunk, int bloc
   RowSums<Vector, M, V> sums;
   sums.read(row, 0, zero);
   const size_t stride = static_cast<size_t>(blocks) * kBlock;
-  prefetch<3>(weights + M * stride, M * stride);   // the rows after these
+  prefetch<3>(weights, M * stride, M * stride);   // the rows after these
   for (int b = 0; b < blocks; ++b, weights += kBlock, chunk += kPanel) {
     Vector x[V];
     for (int v = 0; v < V; ++v) x[v] = load(chunk + v * kLanes);

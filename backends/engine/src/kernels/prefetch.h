@@ -2,18 +2,20 @@
 // cache or from memory, and what a processor foresees by itself ends with a page and begins anew with each task.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 
 namespace obert {
 namespace {
 
 constexpr size_t kPrefetchLine = 64;
 
-// Hint as __builtin_prefetch has it: 3 into the first-level cache, 2 into the second. `bytes` are best a constant: a
-// loop whose end depends on the row costs more than a few lines too many.
-template <int Hint, class T>
-inline void prefetch(const T* from, size_t bytes) {
-  const char* at = reinterpret_cast<const char*>(from);
-  for (size_t i = 0; i < bytes; i += kPrefetchLine) __builtin_prefetch(at + i, 0, Hint);
+// `bytes` from `ahead` bytes after `from` on, be they in its array or not. Hint as __builtin_prefetch has it: 3 into the
+// first-level cache, 2 into the second. `bytes` are best a constant: a loop whose end depends on the row costs more than a
+// few lines too many.
+template <int Hint>
+inline void prefetch(const void* from, size_t ahead, size_t bytes) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + ahead;   // a pointer must not leave its array
+  for (size_t i = 0; i < bytes; i += kPrefetchLine) __builtin_prefetch(reinterpret_cast<const void*>(at + i), 0, Hint);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
     python benchmarks/engine/compare.py                      # measure all rows, write the tables
     python benchmarks/engine/compare.py --rows 12-80 3-80    # these rows only, no table
     python benchmarks/engine/compare.py --tables             # only write the tables
+    python benchmarks/engine/compare.py --avx2-only          # as on a processor with nothing newer
 
 BERT-base shapes, random weights, 2 threads. A row is measured in a few processes, each of which
 opens every engine and takes turns with them (a call unmeasured, the least of three), so that all
@@ -23,10 +24,12 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from avx2_only import environment
 from models import compiled_model, every_token_model, float_model, unpacked_model
 
 from obert_compiler.runtime import cpu_name
@@ -102,21 +105,30 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="for each process")
     parser.add_argument("--repeats", type=int, default=3, help="processes for each row")
     parser.add_argument("--tables", action="store_true", help="only write the tables")
+    parser.add_argument(
+        "--avx2-only",
+        action="store_true",
+        help="hide what is newer than AVX2 from ONNX Runtime and our engine (avx2_only.py); "
+        "no OpenVINO, a table of its own",
+    )
     options = parser.parse_args()
     options.models.mkdir(parents=True, exist_ok=True)
     options.results.mkdir(parents=True, exist_ok=True)
-    if not options.tables:
-        for row in ROWS:
-            if options.rows is None or row.name in options.rows:
-                found = measure(row, options.models, options.seconds, options.repeats)
-                if found is not None:
-                    keep(found, row, options.results)
-                    show(found, row)
+    cpu = processor() + (", seen with AVX2 alone" if options.avx2_only else "")
+    with tempfile.TemporaryDirectory() as folder:
+        hidden = environment(Path(folder)) if options.avx2_only else {}
+        for row in () if options.tables else ROWS:
+            if (hidden and row.isa) or (options.rows and row.name not in options.rows):
+                continue
+            found = measure(row, options.models, options.seconds, options.repeats, hidden)
+            if found is not None:
+                keep(found, row, options.results, cpu)
+                show(found, row)
     if options.tables or options.rows is None:
         write_tables(options.results)
 
 
-def engines(row: Row, models: Path) -> dict[str, dict[str, str]]:
+def engines(row: Row, models: Path, openvino_too: bool) -> dict[str, dict[str, str]]:
     """What to open for ``row``, by name."""
     packed = str(compiled_model(models, row.layers, row.sparsity))
     dense = str(float_model(models))
@@ -127,8 +139,9 @@ def engines(row: Row, models: Path) -> dict[str, dict[str, str]]:
     every_token = every_token_model(models, row.layers, row.sparsity)
     chosen["ours-every-token"] = {"engine": "obert", "model": str(every_token)}
     if not row.isa:
-        unpacked = str(unpacked_model(models, row.layers, row.sparsity))
         chosen["ort-int8"] = {"engine": "cpu", "model": packed}
+    if not row.isa and openvino_too:
+        unpacked = str(unpacked_model(models, row.layers, row.sparsity))
         openvino = {"engine": "openvino", "model": dense}
         chosen["openvino-bf16"] = openvino | {"precision": "bf16"}
         chosen["openvino-float"] = openvino | {"precision": "f32"}
@@ -136,10 +149,15 @@ def engines(row: Row, models: Path) -> dict[str, dict[str, str]]:
     return chosen
 
 
-def measure(row: Row, models: Path, seconds: float, repeats: int) -> dict[str, Any] | None:
-    """Time one row in ``repeats`` processes; None where the processor lacks its instruction set."""
+def measure(
+    row: Row, models: Path, seconds: float, repeats: int, hidden: dict[str, str]
+) -> dict[str, Any] | None:
+    """Time one row in ``repeats`` processes; None where the processor lacks its instruction set.
+
+    ``hidden`` are the variables that hide instruction sets, or none.
+    """
     request = {
-        "engines": engines(row, models),
+        "engines": engines(row, models, openvino_too=not hidden),
         "batch": row.batch,
         "tokens": row.tokens,
         "threads": THREADS,
@@ -151,7 +169,7 @@ def measure(row: Row, models: Path, seconds: float, repeats: int) -> dict[str, A
     for _ in range(repeats):
         done = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("measure.py")), json.dumps(request)],
-            env=os.environ | ({"OBERT_FORCE_ISA": row.isa} if row.isa else {}),
+            env=os.environ | ({"OBERT_FORCE_ISA": row.isa} if row.isa else {}) | hidden,
             capture_output=True,
             text=True,
             check=False,
@@ -178,10 +196,10 @@ def processor() -> str:
     return f"{cpu_name()} (family {numbers[0]}, model {numbers[1]}: {', '.join(can)})"
 
 
-def keep(found: dict[str, Any], row: Row, folder: Path) -> None:
+def keep(found: dict[str, Any], row: Row, folder: Path, cpu: str) -> None:
     """Remember a row, in the file of this processor."""
-    file = folder / (re.sub(r"\W+", "-", processor()).strip("-").lower() + ".json")
-    known = json.loads(file.read_text()) if file.exists() else {"cpu": processor(), "rows": {}}
+    file = folder / (re.sub(r"\W+", "-", cpu).strip("-").lower() + ".json")
+    known = json.loads(file.read_text()) if file.exists() else {"cpu": cpu, "rows": {}}
     times = found["times"]
     known["rows"][row.name] = {
         name: {
@@ -218,7 +236,9 @@ def show(found: dict[str, Any], row: Row) -> None:
 
 def table(known: dict[str, Any]) -> str:
     """The rows of one processor, in Markdown."""
-    heads = ["", "ONNX Runtime float32, 12 layers", *ENGINES.values()]
+    measured = {name for figures in known["rows"].values() for name in figures}
+    names = [name for name in ENGINES if name in measured]
+    heads = ["", "ONNX Runtime float32, 12 layers", *(ENGINES[name] for name in names)]
     lines = [f"On {known['cpu']}, {THREADS} threads:", "", f"| {' | '.join(heads)} |"]
     lines.append("|---" * len(heads) + "|")
     for row in ROWS:
@@ -227,7 +247,7 @@ def table(known: dict[str, Any]) -> str:
             continue
         least = {name: f["min"] for name, f in figures.items() if name != "isa"}
         cells = [row.words, _milliseconds(least["float"])]
-        for name in ENGINES:
+        for name in names:
             cell = ""
             if name in least:
                 ratio, turns = least["float"] / least[name], figures[name]["by_turns"]
@@ -243,8 +263,8 @@ def _milliseconds(value: float) -> str:
 
 def write_tables(folder: Path) -> None:
     """Put the tables of every processor between the marks of the pages."""
-    tables = [table(json.loads(file.read_text())) for file in sorted(folder.glob("*.json"))]
-    text = "\n\n".join(tables)
+    known = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    text = "\n\n".join(table(one) for one in sorted(known, key=lambda one: str(one["cpu"])))
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
         marks = r"(<!-- engine table -->\n).*?(\n<!-- end -->)"

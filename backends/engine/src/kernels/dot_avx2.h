@@ -13,7 +13,12 @@
 namespace obert {
 namespace {
 
-constexpr Packing kPacking{96, 96, true, false, false, 1};
+constexpr Packing kPacking = [] {
+  Packing p;
+  p.saturates = true;
+  p.fill = 1;
+  return p;
+}();
 constexpr int kWholeRows = 0;
 
 inline I32 products(I32 activations, I32 weights) { return _mm256_maddubs_epi16(activations, weights); }

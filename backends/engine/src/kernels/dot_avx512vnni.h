@@ -10,7 +10,13 @@
 namespace obert {
 namespace {
 
-constexpr Packing kPacking{96, 192, false, false, true, 4};
+constexpr Packing kPacking = [] {
+  Packing p;
+  p.sparse_chunk = 192;
+  p.whole = true;
+  p.fill = 4;
+  return p;
+}();
 
 // 24 sums, 4 vectors of activations and one of weights: 10 loads for 24 multiplications.
 constexpr int kWholeRows = 6;

@@ -5,7 +5,11 @@
 namespace obert {
 namespace {
 
-constexpr Packing kPacking{96, 96, false, false, false, 1};
+constexpr Packing kPacking = [] {
+  Packing p;
+  p.fill = 1;
+  return p;
+}();
 constexpr int kWholeRows = 0;
 constexpr bool kHasDot2 = true;
 

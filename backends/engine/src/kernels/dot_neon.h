@@ -8,7 +8,7 @@
 namespace obert {
 namespace {
 
-constexpr Packing kPacking{96, 96, false};
+constexpr Packing kPacking;
 constexpr int kWholeRows = 0;
 constexpr bool kHasDot2 = false;
 

@@ -10,7 +10,10 @@ void check_case(int rows, int inputs, double density, int low, int high, bool sa
                 int chunk = 96) {
   Random random(static_cast<uint32_t>(rows + inputs));
   const std::vector<int16_t> w = random_weights(random, rows, inputs, density, low, high);
-  const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs, {chunk, 2 * chunk, saturates, false, whole, fill});
+  Packing packing;
+  packing.dense_chunk = chunk, packing.sparse_chunk = 2 * chunk;
+  packing.saturates = saturates, packing.whole = whole, packing.fill = fill;
+  const SparseInt8Storage s = pack_sparse_int8(w.data(), rows, inputs, packing);
   std::vector<int> sum(w.size());
   CHECK(s.chunk_blocks <= std::min(kChunkBlocks, 2 * chunk), "%d blocks in a chunk", s.chunk_blocks);
   CHECK(s.start.size() == static_cast<size_t>(s.chunks) * rows + 1 && s.start.back() == s.index.size() &&

@@ -22,16 +22,19 @@ def environment(folder: Path) -> dict[str, str]:
     """Variables for a process that shall see no more than AVX2; ``folder`` holds what they name.
 
     Raises:
-        RuntimeError: there is no ONNX Runtime, or nothing in it asks the processor.
+        SystemExit: a tool or ONNX Runtime is missing, or nothing in it asks the processor.
     """
+    for tool, package in (("objdump", "binutils"), ("cc", "a C compiler")):
+        if shutil.which(tool) is None:
+            raise SystemExit(f"{tool}: expected on the PATH, found nothing; install {package}")
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or spec.origin is None:
-        raise RuntimeError("onnxruntime: expected an installed package, found none; pip install it")
-    package = folder / "onnxruntime"
-    shutil.copytree(Path(spec.origin).parent, package, dirs_exist_ok=True)
-    count = sum(_replace(file) for file in package.glob("capi/onnxruntime_pybind11_state*.so"))
+        raise SystemExit("onnxruntime: expected an installed package, found none; pip install it")
+    copy = folder / "onnxruntime"
+    shutil.copytree(Path(spec.origin).parent, copy)
+    count = sum(_replace(file) for file in copy.glob("capi/onnxruntime_pybind11_state*.so"))
     if not count:
-        raise RuntimeError(f"{package}: expected cpuid instructions, found none")
+        raise SystemExit(f"{spec.origin}: expected cpuid instructions of x86-64, found none")
     library = folder / "hide_avx512.so"
     source = Path(__file__).with_name("hide_avx512.c")
     subprocess.run(["cc", "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
@@ -49,7 +52,7 @@ def _replace(file: Path) -> int:
         before, after = ASK[name]
         at = _place(code, int(address, 16))
         if code[at : at + len(before)] != before:
-            raise RuntimeError(f"{file} at {at}: expected {name}, found something else")
+            raise SystemExit(f"{file} at {at}: expected {name}, found something else")
         code[at : at + len(before)] = after
     file.write_bytes(code)
     return len(found)
@@ -65,4 +68,4 @@ def _place(code: bytearray, address: int) -> int:
         )
         if kind == 1 and start <= address < start + size:
             return int(offset + address - start)
-    raise RuntimeError(f"address {address:#x}: expected in a loaded segment, found in none")
+    raise SystemExit(f"address {address:#x}: expected in a loaded segment, found in none")

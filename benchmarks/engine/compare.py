@@ -114,18 +114,27 @@ def main() -> None:
     options = parser.parse_args()
     options.models.mkdir(parents=True, exist_ok=True)
     options.results.mkdir(parents=True, exist_ok=True)
+    if not options.tables:
+        measure_rows(options)
+    if options.tables or options.rows is None:
+        write_tables(options.results)
+
+
+def measure_rows(options: argparse.Namespace) -> None:
+    """Measure, keep and show the rows that were asked for."""
     cpu = processor() + (", seen with AVX2 alone" if options.avx2_only else "")
     with tempfile.TemporaryDirectory() as folder:
         hidden = environment(Path(folder)) if options.avx2_only else {}
-        for row in () if options.tables else ROWS:
-            if (hidden and row.isa) or (options.rows and row.name not in options.rows):
+        for row in ROWS:
+            if options.rows is not None and row.name not in options.rows:
+                continue
+            if hidden and row.isa:
+                print(f"{row.name}: left out, --avx2-only holds every row to avx2")
                 continue
             found = measure(row, options.models, options.seconds, options.repeats, hidden)
             if found is not None:
                 keep(found, row, options.results, cpu)
                 show(found, row)
-    if options.tables or options.rows is None:
-        write_tables(options.results)
 
 
 def engines(row: Row, models: Path, openvino_too: bool) -> dict[str, dict[str, str]]:

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "prefetch.h"
+#include "row_order.h"
 
 namespace obert {
 namespace {
@@ -23,8 +24,7 @@ void multiply_float_vectors(const SparseFloat& w, const float* x, int row_begin,
     const float* chunk = x + static_cast<size_t>(c) * w.chunk_inputs * kPanel;
     const size_t at = static_cast<size_t>(c) * w.rows;
     for (int p = row_begin; p < row_end; ++p) {
-      const int r = w.order ? p / kRowWindow * kRowWindow + w.order[at + p] : p;
-      float* out = acc + static_cast<size_t>(r - row_begin) * kPanel;
+      float* out = acc + static_cast<size_t>(row_at(w.order, at, p) - row_begin) * kPanel;
       uint32_t b = w.start[at + p];
       const uint32_t end = w.start[at + p + 1];
       if constexpr (kFloatsAhead > 0) {

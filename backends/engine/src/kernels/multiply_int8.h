@@ -8,6 +8,7 @@
 #pragma once
 #include "multiply_whole.h"
 #include "prefetch.h"
+#include "row_order.h"
 
 namespace obert {
 namespace {
@@ -29,8 +30,7 @@ void multiply_int8_vectors(const SparseInt8& w, const uint8_t* x, int row_begin,
     run.chunk = reinterpret_cast<const int32_t*>(x) + static_cast<size_t>(c) * w.chunk_blocks * kPanel;
     const size_t at = static_cast<size_t>(c) * w.rows;
     const auto sums_of = [&](int place) {
-      const int row = w.order ? place / kRowWindow * kRowWindow + w.order[at + place] : place;
-      return acc + static_cast<size_t>(row - row_begin) * kPanel;
+      return acc + static_cast<size_t>(row_at(w.order, at, place) - row_begin) * kPanel;
     };
     for (int p = row_begin; p < row_end; ++p) {
       const uint32_t begin = w.start[at + p];

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 namespace obert {
 namespace {
@@ -174,6 +175,13 @@ double density(const int16_t* weights, size_t count) {
   return count ? static_cast<double>(kept) / static_cast<double>(count) : 0;
 }
 
+// The rows 0 .. count of a window in the order of size(row).
+template <class Size>
+void put_in_order(std::vector<uint8_t>& order, int count, const Size& size) {
+  std::iota(order.begin(), order.begin() + count, uint8_t{0});
+  std::stable_sort(order.begin(), order.begin() + count, [&](int a, int b) { return size(a) < size(b); });
+}
+
 // Chunks of about the same size, none above what is asked for and an index holds.
 int chunk_size(int blocks, int most) {
   most = std::min(most, kChunkBlocks);
@@ -218,9 +226,8 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
         kept[r].whole = packing.whole && make_whole(list, end - begin);
         kept[r].pairs = packing.saturates ? matchmaker.form_couples(list) : 0;
         if (packing.fill && !kept[r].whole) fill_up(list, packing.fill);
-        order[r] = static_cast<uint8_t>(r);
       }
-      std::stable_sort(order.begin(), order.begin() + count, [&](int a, int b) { return kept[a].blocks.size() < kept[b].blocks.size(); });
+      put_in_order(order, count, [&](int r) { return kept[r].blocks.size(); });
       for (int p = 0; p < count; ++p) {
         const Row& row = kept[order[p]];
         s.start.push_back(static_cast<uint32_t>(s.index.size()));
@@ -238,6 +245,7 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
 SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs, const Packing& packing) {
   SparseFloatStorage s;
   s.rows = rows;
+  const auto row_of = [&](int row) { return weights + static_cast<size_t>(row) * inputs; };
   s.chunk_inputs = chunk_size(inputs, packing.sparse_chunk);
   s.chunks = std::max(1, (inputs + s.chunk_inputs - 1) / s.chunk_inputs);
   const int window = packing.fill ? kRowWindow : 1;
@@ -248,15 +256,14 @@ SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs,
     for (int first = 0; first < rows; first += window) {
       const int count = std::min(window, rows - first);
       for (int r = 0; r < count; ++r) {
-        const float* row = weights + static_cast<size_t>(first + r) * inputs;
+        const float* row = row_of(first + r);
         kept[r] = end - begin - std::count(row + begin, row + end, 0.f);
-        order[r] = static_cast<uint8_t>(r);
       }
-      std::stable_sort(order.begin(), order.begin() + count, [&](int a, int b) { return kept[a] < kept[b]; });
+      put_in_order(order, count, [&](int r) { return kept[r]; });
       for (int p = 0; p < count; ++p) {
         s.start.push_back(static_cast<uint32_t>(s.index.size()));
         if (packing.fill) s.order.push_back(order[p]);
-        const float* row = weights + static_cast<size_t>(first + order[p]) * inputs;
+        const float* row = row_of(first + order[p]);
         for (int i = begin; i < end; ++i) {
           if (row[i] == 0.f) continue;
           s.index.push_back(static_cast<uint8_t>(i - begin));

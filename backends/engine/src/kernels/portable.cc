@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "row_order.h"
 #include "tables.h"
 
 namespace obert {
@@ -98,9 +99,8 @@ void multiply_int8(const SparseInt8& w, const uint8_t* x, int groups, int row_be
     for (int t = 0; t < groups * kGroup; ++t) acc[static_cast<size_t>(r - row_begin) * kPanel + t] = 0;
   for (int p = row_begin; p < row_end; ++p)
     for (int c = 0; c < w.chunks; ++c) {
-      const size_t at = static_cast<size_t>(c) * w.rows + p;
-      const int row = w.order ? p / kRowWindow * kRowWindow + w.order[at] : p;
-      int32_t* out = acc + static_cast<size_t>(row - row_begin) * kPanel;
+      const size_t chunk = static_cast<size_t>(c) * w.rows, at = chunk + p;
+      int32_t* out = acc + static_cast<size_t>(row_at(w.order, chunk, p) - row_begin) * kPanel;
       for (uint32_t b = w.start[at]; b < w.start[at + 1]; ++b) {
         const size_t block = static_cast<size_t>(c) * w.chunk_blocks + w.index[b];
         for (int t = 0; t < groups * kGroup; ++t)
@@ -111,9 +111,8 @@ void multiply_int8(const SparseInt8& w, const uint8_t* x, int groups, int row_be
 }
 
 int place_of_row(const SparseFloat& w, int chunk, int row) {
-  int place = row;
-  if (w.order)
-    for (place = row / kRowWindow * kRowWindow; w.order[static_cast<size_t>(chunk) * w.rows + place] != row % kRowWindow;) ++place;
+  int place = w.order ? row / kRowWindow * kRowWindow : row;
+  while (row_at(w.order, static_cast<size_t>(chunk) * w.rows, place) != row) ++place;
   return place;
 }
 

@@ -21,7 +21,9 @@ void check_int8(int rows, int inputs, int groups, double density, Values values,
   for (size_t i = 0; i < x.size(); ++i)
     x[i] = values == Values::kExtreme ? 255 : static_cast<uint8_t>(random.integer(0, 255));
   // In order and filled up, rows whole and not, for half of the tables that do not saturate.
-  Packing packing{groups % 2 ? 96 : 5, groups % 2 ? 192 : 7, saturates};
+  Packing packing;
+  packing.dense_chunk = groups % 2 ? 96 : 5, packing.sparse_chunk = groups % 2 ? 192 : 7;
+  packing.saturates = saturates;
   packing.whole = !saturates && inputs % 2;
   packing.fill = saturates ? inputs % 2 : inputs % 3 * 4;
   const SparseInt8Storage packed = pack_sparse_int8(w.data(), rows, inputs, packing);

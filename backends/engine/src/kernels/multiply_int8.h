@@ -23,8 +23,9 @@ inline bool all_whole(const uint8_t* whole, int count) {
   return true;
 }
 
+// `w` is a copy: of what its address is known the compiler would have to read anew after every store to the sums.
 template <int V>
-void multiply_int8_vectors(const SparseInt8& w, const uint8_t* x, int row_begin, int row_end, int32_t* acc) {
+void multiply_int8_vectors(const SparseInt8 w, const uint8_t* x, int row_begin, int row_end, int32_t* acc) {
   for (int c = 0; c < w.chunks; ++c) {
     Run run;
     run.chunk = reinterpret_cast<const int32_t*>(x) + static_cast<size_t>(c) * w.chunk_blocks * kPanel;

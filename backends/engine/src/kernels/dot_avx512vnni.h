@@ -12,7 +12,7 @@ namespace {
 
 constexpr Packing kPacking = [] {
   Packing p;
-  p.sparse_chunk = 192;
+  p.sparse_chunk = p.float_chunk = 192;
   p.whole = true;
   p.fill = 4;
   return p;

@@ -65,8 +65,10 @@ struct SparseInt8 {
 // How a table likes its matrices packed. A table that saturates, and one of tiles, read their own packing
 // alone; the others compute the same from every packing but tiles.
 struct Packing {
-  int dense_chunk = 96;               // blocks (inputs, of float32) of a chunk, at most: where most blocks are kept
-  int sparse_chunk = 96;              // and where few are
+  int dense_chunk = 96;               // blocks of a chunk, at most: where many are kept
+  int sparse_chunk = 96;              // where few are
+  int float_chunk = 96;               // inputs of a chunk of float32, at most
+  double sparse_below = .4;           // few: a smaller share of the weights than this
   bool saturates = false;             // pairs of a block keep the rule above, and couples are formed
   bool tiles = false;                 // instead of all this, where they pay
   bool whole = false;                 // rows that keep most blocks of a chunk are stored with all of them

@@ -209,7 +209,7 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
     s.tiles = {};
   }
   const double share = density(weights, static_cast<size_t>(rows) * inputs);
-  const bool sparse = share < kSparseDensity;
+  const bool sparse = share < packing.sparse_below;
   const size_t expected =
       static_cast<size_t>(rows) * blocks / 16 * static_cast<size_t>(1 + std::min(15., share * 20));
   s.index.reserve(expected);
@@ -254,7 +254,7 @@ SparseFloatStorage pack_sparse_float(const float* weights, int rows, int inputs,
   SparseFloatStorage s;
   s.rows = rows;
   const auto row_of = [&](int row) { return weights + static_cast<size_t>(row) * inputs; };
-  s.chunk_inputs = chunk_size(inputs, packing.sparse_chunk);
+  s.chunk_inputs = chunk_size(inputs, packing.float_chunk);
   s.chunks = std::max(1, (inputs + s.chunk_inputs - 1) / s.chunk_inputs);
   const int window = packing.fill ? kRowWindow : 1;
   std::vector<uint8_t> order(static_cast<size_t>(window), 0);

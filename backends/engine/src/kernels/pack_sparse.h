@@ -35,8 +35,7 @@ struct SparseFloatStorage {
   }
 };
 
-// Matrices that keep less than this are sparse in the sense of Packing.
-constexpr double kSparseDensity = .4;
+// Of a chunk's blocks, what a row stored whole keeps at least.
 constexpr double kWholeShare = .75;
 
 // `weights` is [rows][inputs], any int16: a weight less its zero point is within +-255. Blocks of

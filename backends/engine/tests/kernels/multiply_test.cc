@@ -112,7 +112,7 @@ int main() {
         for (int groups : {1, 3, 4}) check_int8(150, inputs, groups, density, Values::kRandom, saturates);
   }
   Packing ordered;
-  ordered.sparse_chunk = 1000;
+  ordered.float_chunk = 1000;
   ordered.fill = 4;
   for (int groups = 1; groups <= 4; ++groups)
     for (int inputs : {1, 5, 64, 95, 96, 97, 385})

@@ -247,7 +247,8 @@ void check_packing() {
 
   CHECK(tiles_pay(10, 2560) && tiles_pay(10, 512) && tiles_pay(1, 32), "dense and at 80%% zeros");
   CHECK(!tiles_pay(1, 31) && !tiles_pay(10, 256) && !tiles_pay(0, 0), "at 90%% zeros, and nothing");
-  const Packing tiles{96, 192, false, true};
+  Packing tiles;
+  tiles.tiles = true;
   const std::vector<int16_t> dense = random_weights(random, 64, 256, .2, -127, 127),
                              sparse = random_weights(random, 64, 256, .03, -127, 127);
   CHECK(pack_sparse_int8(dense.data(), 64, 256, tiles).view().tiles.start, "tiles where they pay");

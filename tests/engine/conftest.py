@@ -79,9 +79,9 @@ def _saturates() -> bool:
 
 @pytest.fixture(autouse=True)
 def exact_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without VNNI ONNX Runtime's products of uint8 with int8 saturate: there it takes floats instead.
+    """Without VNNI ONNX Runtime's products of uint8 with int8 saturate: there it takes floats.
 
-    (Its own mode of exact products, session.x64quantprecision, fails on weights that are used twice.)
+    (Its mode of exact products, session.x64quantprecision, fails on weights that are used twice.)
     """
     if not _saturates():
         return

@@ -80,6 +80,9 @@ def _saturates() -> bool:
 
 
 def _with_unsigned_weights(model: Path, target: Path) -> Path:
+    nodes = onnx.load(model, load_external_data=False).graph.node
+    if all(node.op_type != "DequantizeLinear" for node in nodes):
+        return model
     # Constants are folded first, as ONNX Runtime would: packed weights have become whole then.
     folded = target.with_suffix(".folded.onnx")
     options = onnxruntime.SessionOptions()

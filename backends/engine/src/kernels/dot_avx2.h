@@ -9,9 +9,9 @@
 // values small enough that the int16 sums of both still fit; those share one vpmaddwd, 3
 // instructions for two blocks. So the rate may pass what peak.h measures for single blocks.
 //
-// A row of a chunk costs as much as two to four blocks, most of it because its end was foreseen wrongly: below a quarter of the
-// weights, chunks of twice the size pay, though their activations no longer fit a first-level cache of 32 KB (Zen 3, at
-// 10%: 7% faster; at 20% level, at 30% 5% slower).
+// A row of a chunk has costs of its own (sums read and written, ends foreseen wrongly): below a quarter of the weights,
+// chunks of twice the size pay, though their activations no longer fit a first-level cache of 32 KB (Zen 3, at 10%: 7%
+// faster; at 20% level, at 30% 5% slower).
 #pragma once
 
 namespace obert {

@@ -35,7 +35,8 @@ constexpr uint16_t kWholeTile = 0x8000;
 // inside a chunk. Block b of chunk c, place p lies at start[c * rows + p] <= b < start[c * rows + p + 1].
 // A block may appear more than once in a row: its values add up. `index` counts from the first
 // input of the chunk. Place p holds row p, or with `order` row p / kRowWindow * kRowWindow + order[c * rows + p]:
-// rows of a window are in the order of their number of blocks, so that a processor foresees the end of most.
+// rows of a window are in the order of their number of couples (below), then of blocks, so that a processor foresees
+// the end of most.
 //
 // For a table whose packing says `saturates` every block satisfies, for both pairs (w0, w1) and
 // (w2, w3): the positive values add up to at most 128 and the negative ones to at least -128.

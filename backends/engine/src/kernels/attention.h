@@ -57,10 +57,10 @@ template <class Element, int M>
 struct Tile {
   // Calls put(m, i, sum) with vector i of row m of the product.
   template <class Put>
-  static void multiply(const Element* a, size_t stride, const Element* b, int depth, const Put& put) {
+  static void multiply(const Element* a, size_t a_stride, const Element* b, size_t b_stride, int depth, const Put& put) {
     Rows<Element, M> rows;
     rows.clear();
-    for (int i = 0; i < depth; ++i, a += stride, b += kQueries) rows.add(a, load(b), load(b + kLanes));
+    for (int i = 0; i < depth; ++i, a += a_stride, b += b_stride) rows.add(a, load(b), load(b + kLanes));
     rows.for_each(0, put);
   }
 };
@@ -96,6 +96,8 @@ inline void transpose_values(const Attention& a, const Numbers& n, size_t stride
     for (int d = 0; d < a.head_dim; d += kLanes) {
       I32 square[kLanes];
       const int width = least(kLanes, a.head_dim - d);
+      if (k % kGroup == 0 && k + kGroup < a.length)
+        prefetch_tokens(a.v, a.v_width, a.v_column + d, width, t + kGroup, kGroup);
       for (int i = 0; i < kLanes; ++i) {
         if (i >= width) {
           square[i] = set(0);
@@ -132,18 +134,24 @@ class VectorProducts {
   }
 
   void put_keys_and_values() {
+    prefetch_tokens(a_.v, a_.v_width, a_.v_column, a_.head_dim, a_.first, kGroup);
+    prefetch_block(a_.query_begin);
     put_features(n_, a_.k, a_.k_width, a_.k_column, a_.head_dim, a_.first, a_.length, keys_, n_.k, k_, s_.k_stride);
     transpose_values(a_, n_, s_.v_stride, v_);
   }
   void put_block(int query, int count) {
-    put_features(n_, a_.q, a_.q_width, a_.q_column, a_.head_dim, a_.first_query + static_cast<size_t>(query), count,
-                 kQueries, n_.q, q_, kQueries);
+    const size_t token = a_.first_query + static_cast<size_t>(query);
+    if (query + kQueries < a_.query_end) prefetch_block(query + kQueries);
+    block_ = in_place(n_, token, count);
+    if (block_.at) return;
+    put_features(n_, a_.q, a_.q_width, a_.q_column, a_.head_dim, token, count, kQueries, n_.q, q_, kQueries);
+    block_ = {q_, kQueries};
   }
   // Raises `top` to the largest of what put(key, i, product), the score of a vector of queries, gives.
   template <class Put>
   OBERT_INLINE void multiply_keys(F32 (&top)[2], const Put& put) {
     for_tiles<Element>(keys_, [&](auto tile, int begin) {
-      tile.multiply(k_ + begin, s_.k_stride, q_, (a_.head_dim + kPer - 1) / kPer, [&](int m, int i, auto sum) {
+      tile.multiply(k_ + begin, s_.k_stride, block_.at, block_.stride, (a_.head_dim + kPer - 1) / kPer, [&](int m, int i, auto sum) {
         if (begin + m < a_.length) top[i] = max(top[i], put(begin + m, i, as_floats(sum)));
       });
     });
@@ -154,7 +162,7 @@ class VectorProducts {
   OBERT_INLINE void average_values(const F32 (&share)[2]) {
     const Element* weights = static_cast<const Element*>(static_cast<const void*>(scores));
     for_tiles<Element>(features_, [&](auto tile, int begin) {
-      tile.multiply(v_ + begin, s_.v_stride, weights, (a_.length + kPer - 1) / kPer, [&](int m, int i, auto sum) {
+      tile.multiply(v_ + begin, s_.v_stride, weights, kQueries, (a_.length + kPer - 1) / kPer, [&](int m, int i, auto sum) {
         store(y + (begin + m) * kQueries + i * kLanes, mul(as_floats(sum), share[i]));
       });
     });
@@ -163,11 +171,28 @@ class VectorProducts {
  private:
   using Element = typename Numbers::Element;
   static constexpr int kPer = Numbers::kPerElement;
+
+  OBERT_INLINE void prefetch_block(int query) const {
+    prefetch_tokens(a_.q, a_.q_width, a_.q_column, a_.head_dim, a_.first_query + static_cast<size_t>(query), kQueries);
+  }
+  // Features of a block of queries, kQueries of each.
+  struct Block {
+    const Element* at = nullptr;
+    size_t stride = 0;
+  };
+  // Where they lie, if they lie there in one panel as they are multiplied.
+  Block in_place(const Floats&, size_t token, int count) const {
+    if (count < kQueries || token % kPanel > kPanel - kQueries) return {};
+    return {a_.q + panel_offset(token, a_.q_width, a_.q_column), kPanel};
+  }
+  Block in_place(const Fixed&, size_t, int) const { return {}; }
+
   const Attention& a_;
   const Numbers n_;
   const AttentionScratch s_;
   const int keys_, features_;
   Element *k_, *v_, *q_;
+  Block block_;
 };
 
 void attention(const Attention& a) {

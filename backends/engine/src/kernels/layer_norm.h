@@ -5,12 +5,14 @@
 // second-level cache; one vector of tokens at a time would stride through it, hence all lanes of
 // the panel in step.
 #pragma once
+#include <type_traits>
 
 namespace obert {
 namespace {
 
+// `n` is a copy: of what its address is known the compiler would have to read anew after every store.
 template <int V, bool Residual>
-void layer_norm_vectors(const LayerNorm& n) {
+void layer_norm_vectors(const LayerNorm n) {
   // With a residual and a place for the output, the first pass leaves the sums there.
   const bool keep = Residual && n.out;
   const auto first_value = [&](int f, int v) {
@@ -45,22 +47,27 @@ void layer_norm_vectors(const LayerNorm& n) {
     for (int v = 0; v < V; ++v) inverse[v] = div(set(1.f), sqrt(fma(sum[v], share, set(n.epsilon))));
   }
   const Quantizer quantize(n.inverse_scale, n.zero_point);
-  for (int f = 0; f < n.features; f += kBlock) {
-    const int count = n.features - f < kBlock ? n.features - f : kBlock;
+  // `all`: four features, beta, both results.
+  const auto write_block = [&](int f, int count, auto all) {
     for (int v = 0; v < V; ++v) {
       I32 q[kBlock];
-      for (int i = 0; i < kBlock; ++i) q[i] = set(0);
-      for (int i = 0; i < count; ++i) {
+      for (int i = 0; i < kBlock; ++i) {
+        q[i] = set(0);
+        if (!all && i >= count) continue;
         const F32 scale = mul(inverse[v], set(n.gamma[f + i]));
-        const F32 y = fma(sub(value(f + i, v), mean[v]), scale, set(n.beta ? n.beta[f + i] : 0.f));
-        if (n.out) store(n.out + static_cast<size_t>(f + i) * kPanel + v * kLanes, y);
-        if (n.quantized) q[i] = quantize(y);
+        const F32 y = fma(sub(value(f + i, v), mean[v]), scale, set(all || n.beta ? n.beta[f + i] : 0.f));
+        if (all || n.out) store(n.out + static_cast<size_t>(f + i) * kPanel + v * kLanes, y);
+        if (all || n.quantized) q[i] = quantize(y);
       }
-      if (n.quantized) {
-        int32_t* packed = reinterpret_cast<int32_t*>(n.quantized) + static_cast<size_t>(f / kBlock) * kPanel;
-        store(packed + v * kLanes, quantize.pack(q[0], q[1], q[2], q[3]));
-      }
+      if (!all && !n.quantized) continue;
+      int32_t* packed = reinterpret_cast<int32_t*>(n.quantized) + static_cast<size_t>(f / kBlock) * kPanel;
+      store(packed + v * kLanes, quantize.pack(q[0], q[1], q[2], q[3]));
     }
+  };
+  const bool all = n.beta && n.out && n.quantized;
+  for (int f = 0; f < n.features; f += kBlock) {
+    if (all && f + kBlock <= n.features) write_block(f, kBlock, std::true_type());
+    else write_block(f, n.features - f, std::false_type());
   }
 }
 

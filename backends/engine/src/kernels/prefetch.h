@@ -13,7 +13,7 @@ constexpr size_t kPrefetchLine = 64;
 // first-level cache, 2 into the second. `bytes` are best a constant: a loop whose end depends on the row costs more than a
 // few lines too many.
 template <int Hint>
-inline void prefetch(const void* from, size_t ahead, size_t bytes) {
+OBERT_INLINE void prefetch(const void* from, size_t ahead, size_t bytes) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(from) + ahead;   // a pointer must not leave its array
   for (size_t i = 0; i < bytes; i += kPrefetchLine) __builtin_prefetch(reinterpret_cast<const void*>(at + i), 0, Hint);
 }

@@ -4,10 +4,15 @@
 // Bound by the multiply pipes: conversion 1, scale 1, GELU 18 (with lookups 8 there and 10 elsewhere),
 // quantisation 5 instructions a vector; memory is read and written once.
 #pragma once
-#include <type_traits>
 
 namespace obert {
 namespace {
+
+// A choice that a generic lambda is compiled with. Not of std: see README.md, "One definition".
+template <bool Value>
+struct Choice {
+  static constexpr bool kValue = Value;
+};
 
 template <Activation A>
 inline F32 activate(F32 x) {
@@ -76,7 +81,7 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
     };
     // `alone`: neither residual nor factor, and no floats to leave.
     const auto after = [&](F32 y, int i, int t, auto alone) {
-      if constexpr (alone) return y;
+      if constexpr (decltype(alone)::kValue) return y;
       const size_t at = static_cast<size_t>(r + i) * kPanel + t;
       if (residual) y = add(y, load(residual + at));
       if (factor) y = mul(y, load(factor + at));
@@ -85,7 +90,7 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
       if (out) store(out + at, y);
       return y;
     };
-    const auto finish = [&](int i, int t) { return after(activate<A>(before(i, t)), i, t, std::false_type()); };
+    const auto finish = [&](int i, int t) { return after(activate<A>(before(i, t)), i, t, Choice<false>()); };
     if (!e.quantized) {
       for (int i = 0; i < count; ++i)
         for (int t = 0; t < tokens; t += kLanes) finish(i, t);
@@ -104,8 +109,8 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
     };
     if (count == kBlock) {
       // What most are: a dozen branches less, which cost more than all the rest.
-      if (!Rounded && !residual && !factor && !out) four_rows(std::true_type());
-      else four_rows(std::false_type());
+      if (!Rounded && !residual && !factor && !out) four_rows(Choice<true>());
+      else four_rows(Choice<false>());
     } else {
       for (int t = 0; t < tokens; t += kLanes) {
         I32 q[kBlock];

@@ -5,7 +5,6 @@
 // second-level cache; one vector of tokens at a time would stride through it, hence all lanes of
 // the panel in step.
 #pragma once
-#include <type_traits>
 
 namespace obert {
 namespace {
@@ -47,8 +46,9 @@ void layer_norm_vectors(const LayerNorm n) {
     for (int v = 0; v < V; ++v) inverse[v] = div(set(1.f), sqrt(fma(sum[v], share, set(n.epsilon))));
   }
   const Quantizer quantize(n.inverse_scale, n.zero_point);
-  // `all`: four features, beta, both results.
-  const auto write_block = [&](int f, int count, auto all) {
+  // `usual`: four features, beta, both results.
+  const auto write_block = [&](int f, int count, auto usual) {
+    constexpr bool all = decltype(usual)::kValue;
     for (int v = 0; v < V; ++v) {
       I32 q[kBlock];
       for (int i = 0; i < kBlock; ++i) {
@@ -64,10 +64,10 @@ void layer_norm_vectors(const LayerNorm n) {
       store(packed + v * kLanes, quantize.pack(q[0], q[1], q[2], q[3]));
     }
   };
-  const bool all = n.beta && n.out && n.quantized;
+  const bool usual = n.beta && n.out && n.quantized;
   for (int f = 0; f < n.features; f += kBlock) {
-    if (all && f + kBlock <= n.features) write_block(f, kBlock, std::true_type());
-    else write_block(f, n.features - f, std::false_type());
+    if (usual && f + kBlock <= n.features) write_block(f, kBlock, Choice<true>());
+    else write_block(f, n.features - f, Choice<false>());
   }
 }
 

@@ -108,7 +108,7 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
       }
     };
     if (count == kBlock) {
-      // What most are: a dozen branches less, which cost more than all the rest.
+      // What most are: a dozen branches less, which cost as much as all the rest.
       if (!Rounded && !residual && !factor && !out) four_rows(Choice<true>());
       else four_rows(Choice<false>());
     } else {

@@ -28,6 +28,10 @@ ARCHITECTURES = [
     ("deberta-v2", "sequence"),
     ("deberta-v3", "sequence"),
     ("modernbert", "mlm"),
+    ("gte", "embedding"),
+    ("nomic_bert", "sequence"),
+    ("jina_embeddings_v3", "token"),
+    ("eurobert", "sequence"),
 ]
 
 
@@ -103,6 +107,10 @@ FULL_SIZE = {
         "type_vocab_size": 0,
     },
     "modernbert": {"reference_compile": False},
+    "gte": {},
+    "nomic_bert": {},
+    "jina_embeddings_v3": {},
+    "eurobert": {},
 }
 
 

@@ -42,7 +42,11 @@ SHAPES = ((1, 1), (1, 7), (3, 17), (2, 63), (2, 64), (1, 65), (5, 33), (7, 16), 
         ("albert", "mlm", 0.0),
         ("deberta-v2", "sequence", 0.3),
         ("deberta-v3", "sequence", 0.3),
-        ("modernbert", "mlm", 0.3),
+        ("modernbert", "mlm", 0.85),
+        ("gte", "embedding", 0.9),
+        ("nomic_bert", "sequence", 0.9),
+        ("jina_embeddings_v3", "token", 0.9),
+        ("eurobert", "token", 0.85),
     ],
 )
 def test_equal_to_onnx_runtime(

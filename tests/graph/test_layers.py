@@ -21,7 +21,8 @@ from obert_compiler.passes.prune import Prune
 from obert_compiler.passes.quant import Quant
 from obert_compiler.pipeline.manager import PassManager
 
-GATED = {"modernbert"}
+SITES = {"modernbert": 4, "gte": 7, "nomic_bert": 7, "eurobert": 7}
+"""Linear layers of one encoder layer; 6 of others."""
 ARCHITECTURES = (
     "bert",
     "roberta",
@@ -33,6 +34,10 @@ ARCHITECTURES = (
     "deberta-v2",
     "deberta-v3",
     "modernbert",
+    "gte",
+    "nomic_bert",
+    "jina_embeddings_v3",
+    "eurobert",
 )
 
 
@@ -42,7 +47,7 @@ def test_layers_of_every_architecture(arch: str, tiny_graph: Callable[[str, str]
     layers = find_encoder_layers(graph)
     assert len(layers) == 3
     assert [layer.index for layer in layers] == [0, 1, 2]
-    assert {len(layer.sites) for layer in layers} == {4 if arch in GATED else 6}
+    assert {len(layer.sites) for layer in layers} == {SITES.get(arch, 6)}
     for layer, following in zip(layers.layers, layers.layers[1:], strict=False):
         assert following.input is layer.output
     names = [name for layer in layers for name in layer.sites]

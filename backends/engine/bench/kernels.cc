@@ -1,5 +1,5 @@
 // Rates of every kernel at the shapes of BERT-base and MiniLM, one thread, minimum of repeats.
-//   kernels_bench [isa] [int8|float|finish|norm|attention|move ...]
+//   kernels_bench [isa] [int8|float|finish|norm|rotary|attention|move ...]
 // `share` is the rate against the multiply peak of the same instruction mix in registers only.
 #include <chrono>
 #include <cstdio>
@@ -150,6 +150,17 @@ void bench_norm(const Kernels& k) {
   }
 }
 
+void bench_rotary(const Kernels& k) {
+  constexpr size_t kFeatures = 768, kHead = 64;
+  Buffer<float> x(kFeatures * kPanel, .5f), out(x.size()), cosine(kHead * kPanel, .8f), sine(cosine.size(), .6f);
+  Rotary r;
+  r.features = kFeatures, r.head_dim = kHead;
+  r.x = x.data(), r.cosine = cosine.data(), r.sine = sine.data(), r.out = out.data();
+  const double time = seconds([&] { k.rotate(r, 4); });
+  std::printf("%-11s rotary 768, heads of 64 %6.3f ns an element, %5.1f GB/s\n", k.name,
+              time / static_cast<double>(x.size()) * 1e9, static_cast<double>(x.size()) * 16 / time * 1e-9);
+}
+
 void bench_attention(const Kernels& k, double peak) {
   for (int length : {16, 64, 128, 384})
     for (int head_dim : {32, 64}) {
@@ -224,6 +235,7 @@ int main(int count, char** words) {
     if (wanted("float", false)) bench_float(k, peak.float32);
     if (wanted("finish", false)) bench_finish(k);
     if (wanted("norm", false)) bench_norm(k);
+    if (wanted("rotary", false)) bench_rotary(k);
     if (wanted("attention", false)) bench_attention(k, peak.float32);
     if (wanted("move", false)) bench_move(k);
   }

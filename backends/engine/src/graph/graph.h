@@ -30,6 +30,7 @@ struct Value {
   bool is_output = false;          // of the graph
   int rank = -1;                   // -1: unknown
   int64_t last = -1;               // its last dimension, -1: unknown
+  std::vector<int64_t> shape;      // [rank], -1: unknown
   bool is_constant = false;
   Constant constant;               // when is_constant
 };

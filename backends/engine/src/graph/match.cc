@@ -35,7 +35,7 @@ int Matcher::import(int value, int width, const Quantization* q) {
   if ((v.rank >= 0 && v.rank < 2) || (v.last >= 0 && v.last != width)) return -1;
   if (imports_[value] >= 0) {
     const Op& op = m_.ops[imports_[value]];
-    return op.width == width && op.quantized == (q != nullptr) ? imports_[value] : -1;
+    return op.width == width && op.quantized == (q != nullptr) && !op.by_position ? imports_[value] : -1;
   }
   Op op;
   op.kind = OpKind::kImport;
@@ -102,12 +102,16 @@ bool Matcher::absorb(int n) {
   if (op == "Mul" || op == "Div") return scaled(n);
   if (op == "Reshape") return reshape(n);
   if (op == "Transpose") return transpose(n);
-  if (op == "Gather" || op == "Slice") return pick(n);
+  if (op == "Gather" || op == "Slice") return cut(n) || pick(n);
+  if (op == "Split") return split(n);
+  if (op == "Squeeze") return squeeze(n);
+  if (op == "Neg") return negate(n);
+  if (op == "Concat") return turn(n);
   if (op == "Softmax") return softmax(n);
   if (op == "IsNaN") return is_nan(n);
   if (op == "Where") return nan_to_zero(n);
-  if (op == "LayerNormalization") return layer_norm(n);
-  if (op == "ReduceMean") return layer_norm_of(layer_norm_from_mean(g_, n));
+  if (op == "LayerNormalization" || op == "RMSNormalization") return layer_norm(n);
+  if (op == "ReduceMean") return layer_norm_of(layer_norm_from_mean(g_, n)) || layer_norm_of(rms_norm_around_mean(g_, n));
   if (op == "Erf") return activation_of(gelu_around_erf(g_, n), Activation::kGeluErf);
   if (op == "Sigmoid") return activation_of(silu_around_sigmoid(g_, n), Activation::kSilu);
   if (op == "Tanh" && activation_of(gelu_around_tanh(g_, n), Activation::kGeluTanh)) return true;

@@ -27,6 +27,15 @@ enum class Layout : uint8_t {
   kScores,         // [batch, heads, query, key], before softmax
   kProbabilities,  // the same, after
   kNotANumber,     // which probabilities are NaN
+  kStackedHeads,   // [batch, sequence, parts, heads, head_dim]: queries, keys and values of one product
+  kStackedPart,    // [batch, sequence, 1, heads, head_dim]
+  // Of heads in the layout `heads` of the view, on the way to a rotary embedding:
+  kFirstHalf,      // of the features of each
+  kSecondHalf,
+  kMinusSecondHalf,
+  kTurned,         // [-second half, first half]
+  kTimesCosine,    // the heads times `table`
+  kTurnedTimesSine,   // what is turned times `table`
   kPicked,         // [batch, width], one token of each sequence
 };
 
@@ -37,6 +46,9 @@ struct View {
   Layout layout = Layout::kTokens;
   Form form = Form::kFloat;
   int head_dim = 0;
+  int parts = 0;                   // of stacked heads
+  Layout heads = Layout::kHeads;   // of halves and what is made of them
+  int table = -1;                  // value of the graph: cosines or sines
   float factor = 1.f;              // of heads and scores: the numbers are factor times the result
   int key = -1;                    // scores: the op of the keys (op is that of the queries)
   int masks[2] = {-1, -1};         // scores: values of the graph added to them
@@ -59,7 +71,7 @@ struct Skip {
 // so a part alone does not show it.
 struct Reshaped {
   Layout layout = Layout::kTokens;
-  int head_dim = 0;
+  int head_dim = 0, parts = 0;
   int64_t blocks = 0;
 };
 using Reshapes = std::map<std::string, Reshaped>;

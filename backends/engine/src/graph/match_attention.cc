@@ -15,12 +15,17 @@ std::optional<std::vector<Dim>> Matcher::shape_of(int value) const {
   if (v.layout == Layout::kTokens) return std::vector<Dim>{batch, length, features};
   if (v.layout == Layout::kPicked) return std::vector<Dim>{batch, features};
   Dim heads = Dim::of(width / v.head_dim), size = Dim::of(v.head_dim);
+  if (v.layout == Layout::kStackedHeads)
+    return std::vector<Dim>{batch, length, Dim::of(v.parts), Dim::of(width / v.parts / v.head_dim), size};
   switch (v.layout) {
     case Layout::kSequenceHeads: return std::vector<Dim>{batch, length, heads, size};
     case Layout::kHeads: return std::vector<Dim>{batch, heads, length, size};
     case Layout::kHeadsLast: return std::vector<Dim>{batch, heads, size, length};
     case Layout::kFlatHeads: return std::vector<Dim>{Dim{}, length, size};
     case Layout::kFlatHeadsLast: return std::vector<Dim>{Dim{}, size, length};
+    case Layout::kStackedPart: return std::vector<Dim>{batch, length, Dim::of(1), heads, size};
+    case Layout::kFirstHalf: case Layout::kSecondHalf: case Layout::kMinusSecondHalf: case Layout::kTurned:
+    case Layout::kTimesCosine: case Layout::kTurnedTimesSine: return std::nullopt;
     default: return std::vector<Dim>{batch, heads, length, length};
   }
 }
@@ -45,18 +50,20 @@ bool Matcher::reshape(int n) {
   if (known != known_.end()) {
     v.layout = known->second.layout;
     v.head_dim = known->second.head_dim;
-    return m_.ops[v.op].width % std::max(1, v.head_dim) == 0 && show(n, v);
+    v.parts = known->second.parts;
+    return m_.ops[v.op].width % std::max(1, v.head_dim * std::max(1, v.parts)) == 0 && show(n, v);
   }
   auto target = shape_elements(g_, in(n, 1), [this](int value) { return shape_of(value); });
   if (!target) return false;
   int width = m_.ops[v.op].width;
-  auto becomes = [&](Layout layout, int head_dim) {
+  auto becomes = [&](Layout layout, int head_dim, int parts = 0) {
     View w = v;
     w.layout = layout;
     w.head_dim = head_dim;
+    w.parts = parts;
     m_.views[out(n)] = w;
     if (reaches(*target, *shape_of(out(n)))) {
-      m_.reshapes[g_.values[out(n)].name] = {layout, head_dim};
+      m_.reshapes[g_.values[out(n)].name] = {layout, head_dim, parts};
       return true;
     }
     m_.views[out(n)] = View{};
@@ -65,9 +72,14 @@ bool Matcher::reshape(int n) {
   switch (v.layout) {
     case Layout::kTokens: {
       if (target->size() == 3) return becomes(Layout::kTokens, 0);
-      if (target->size() != 4) return false;
+      if (target->size() != 4 && target->size() != 5) return false;
       const Dim& size = target->back();
       if (size.kind != Dim::kNumber || size.number < 1 || width % size.number != 0) return false;
+      if (target->size() == 5) {
+        const Dim& parts = (*target)[2];
+        if (parts.kind != Dim::kNumber || parts.number < 1 || width / size.number % parts.number != 0) return false;
+        return becomes(Layout::kStackedHeads, static_cast<int>(size.number), static_cast<int>(parts.number));
+      }
       return becomes(Layout::kSequenceHeads, static_cast<int>(size.number));
     }
     case Layout::kSequenceHeads:

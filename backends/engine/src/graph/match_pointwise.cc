@@ -19,6 +19,7 @@ bool Matcher::sum(int n) {
   View v = view(a);
   if (!v.held()) return false;
   if (v.layout == Layout::kScores) return masked(n, v, b);
+  if (v.layout == Layout::kTimesCosine || v.layout == Layout::kTurnedTimesSine) return rotate(n, v, view(b));
   if (!plain_float(a)) {
     if (!v.plain() || v.form != Form::kDequantized) return false;
     v = View{};
@@ -51,7 +52,8 @@ bool Matcher::add_bias(int n, int op, const std::vector<float>& bias, int value)
     if (barred_[g_.values[value].producer]) return false;
     m_.claimed[g_.values[value].producer] = 1;
   }
-  if (producer.kind == OpKind::kLinear && only_consumer(other_input(n, value)) == n && m_.weights[producer.weights].bias.empty()) {
+  const Weights* weights = producer.kind == OpKind::kLinear ? &m_.weights[producer.weights] : nullptr;
+  if (weights && only_consumer(other_input(n, value)) == n && weights->bias.empty() && weights->outputs == producer.width) {
     m_.weights[producer.weights].bias = bias;
     return show(n, op);
   }
@@ -69,6 +71,8 @@ bool Matcher::scaled(int n) {
   if (!division && !view(a).held()) std::swap(a, b);
   View v = view(a);
   if (!v.held() || v.form == Form::kQuantized) return false;
+  if (!division && times_table(n, v, b)) return true;
+  if (v.layout > Layout::kNotANumber && v.layout != Layout::kPicked) return false;
   if (v.layout != Layout::kTokens && v.layout != Layout::kPicked && v.layout != Layout::kProbabilities) {
     auto f = scalar(g_, b);
     if (!f || !std::isfinite(*f) || *f == 0 || std::fabs(*f) > kHugeMask) return false;
@@ -107,7 +111,7 @@ bool Matcher::activate(int n) {
 }
 
 bool Matcher::covers(const Pattern& p) const {
-  return std::none_of(p.nodes.begin(), p.nodes.end(), [&](int n) { return barred_[n] || (m_.claimed[n] != 0); });
+  return std::none_of(p.nodes.begin(), p.nodes.end(), [&](int n) { return barred_[n] || (m_.claimed[n] && n != p.square); });
 }
 
 bool Matcher::activation_of(const std::optional<Pattern>& p, Activation activation) {
@@ -124,6 +128,7 @@ bool Matcher::layer_norm_of(const std::optional<Pattern>& p) {
   op.gamma = p->gamma;
   op.beta = p->beta;
   op.epsilon = p->epsilon;
+  op.centred = p->centred;
   int x = tensor(p->x, op.width);
   if (x < 0) return false;
   op.inputs = {x};
@@ -149,6 +154,7 @@ bool Matcher::layer_norm(int n) {
     op.beta = *b;
   }
   op.epsilon = node(n).real("epsilon", 1e-5f);
+  op.centred = node(n).op == "LayerNormalization";
   int x = tensor(in(n, 0), op.width);
   if (x < 0) return fail("its input is not held as float tokens of that width");
   op.inputs = {x};

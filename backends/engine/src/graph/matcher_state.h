@@ -1,5 +1,6 @@
 // One pass over the nodes of a graph. Its members lie in files by subject: match.cc (tensors, nodes),
-// match_quantization.cc, match_products.cc, match_pointwise.cc, match_picks.cc, match_attention.cc.
+// match_quantization.cc, match_products.cc, match_pointwise.cc, match_picks.cc, match_columns.cc, match_rotary.cc,
+// match_attention.cc.
 #pragma once
 #include <cmath>
 #include <optional>
@@ -111,6 +112,32 @@ class Matcher {
   bool layer_norm(int n);
   // A DequantizeLinear whose constant was read goes with its reader, where nothing else reads it.
   void claim_constant_chain(int value);
+
+  // Features of a product, or one of the parts that it stacks: by Slice, Split, or Gather.
+  bool cut(int n);
+  bool split(int n);
+  bool squeeze(int n);
+  // What lies at begin .. end along an axis of `size`, which may be negative as ONNX counts; not held where it is none of these.
+  View part(const View& v, int64_t axis, int64_t begin, int64_t end);
+  // The elements along an axis that can be cut, 0 for others.
+  int64_t extent(const View& v, int64_t axis) const;
+  // Some outputs of a product as a product of their own, or -1.
+  int columns(int op, int begin, int width);
+
+  // Rotary position embeddings.
+  static bool whole_heads(const View& v) { return v.layout == Layout::kHeads || v.layout == Layout::kSequenceHeads; }
+  static bool same_heads(const View& a, const View& b) {
+    return a.op == b.op && a.form == b.form && a.head_dim == b.head_dim && a.heads == b.heads && a.factor == b.factor;
+  }
+  bool negate(int n);
+  bool turn(int n);
+  // Heads, turned or not, times cosines or sines.
+  bool times_table(int n, View v, int table);
+  bool rotate(int n, const View& a, const View& b);
+  // The value that holds a row of `width` for each position and broadcasts as `value` does over heads in that layout,
+  // -1 where it cannot be told. Takes an Unsqueeze in, so that layers share what they unsqueeze anew.
+  int position_table(int value, Layout heads, int width);
+  int by_position(int table, int width);
 
   // One token of each sequence, by Gather, or by Slice or Gather and Squeeze.
   bool pick(int n);

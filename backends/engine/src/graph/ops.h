@@ -61,6 +61,7 @@ enum class OpKind : uint8_t {
   kShift,        // adds one constant to each feature: beta
   kMultiply,
   kLayerNorm,
+  kRotary,       // rotary position embedding of heads; reads them, cosines and sines
   kAttention,
   kPick,         // one token of each sequence: a result [batch, width]
 };
@@ -72,12 +73,15 @@ struct Op {
   bool quantized = false;             // the result is uint8
   Quantization quantization;          // of a quantised result
   int value = -1;                     // kImport: the value of the graph; kRows: that of the indices
+  bool by_position = false;           // kImport: one row for each place in a sequence, for all sequences or for each
   int row = -1;                       // kRows: term of Match::rows
   int weights = -1;                   // kLinear: place in Match::weights
+  int begin = 0;                      // kLinear: its first output there; `width` of them
   Activation activation = Activation::kNone;   // kActivate
   std::vector<float> gamma, beta;     // kLayerNorm, [width]; beta may be empty. kShift: beta
   float epsilon = 0.f;                // kLayerNorm
-  int head_dim = 0;                   // kAttention
+  bool centred = true;                // kLayerNorm: see LayerNorm
+  int head_dim = 0;                   // kAttention, kRotary
   float scale = 1.f;                  // kAttention
   int masks[2] = {-1, -1};            // kAttention: values of the graph added to the scores, or -1
   bool nan_to_zero = false;           // kAttention: probabilities that are NaN count as 0

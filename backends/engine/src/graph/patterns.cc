@@ -26,6 +26,15 @@ class Walk {
     auto s = scalar(g_, value);
     return s && std::fabs(*s - x) < 1e-4f * std::fabs(x);
   }
+  // Whether a ReduceMean is over the last axis, which it keeps.
+  bool over_last(int n) const {
+    const Node& node = g_.nodes[n];
+    if (node.integer("keepdims", 1) != 1) return false;
+    auto axes = node.int_lists.find("axes");
+    if (axes != node.int_lists.end()) return axes->second == std::vector<int64_t>{-1} || axes->second == std::vector<int64_t>{2};
+    auto given = integers(g_, in(n, 1));
+    return given && given->size() == 1 && ((*given)[0] == -1 || (*given)[0] == 2);
+  }
   // The factor that is no constant, when `n` multiplies something by `x`; -1 otherwise.
   int times(int n, float x) const {
     if (!is(n, "Mul")) return -1;
@@ -127,15 +136,7 @@ std::optional<Pattern> silu_around_sigmoid(const Graph& g, int sigmoid) {
 
 std::optional<Pattern> layer_norm_from_mean(const Graph& g, int mean) {
   Walk w(g);
-  auto over_last = [&](int n) {
-    const Node& node = g.nodes[n];
-    if (node.integer("keepdims", 1) != 1) return false;
-    auto axes = node.int_lists.find("axes");
-    if (axes != node.int_lists.end()) return axes->second == std::vector<int64_t>{-1} || axes->second == std::vector<int64_t>{2};
-    auto given = integers(g, w.in(n, 1));
-    return given && given->size() == 1 && ((*given)[0] == -1 || (*given)[0] == 2);
-  };
-  if (!over_last(mean)) return std::nullopt;
+  if (!w.over_last(mean)) return std::nullopt;
   int x = w.in(mean, 0);
   int centred = w.reader(w.out(mean));
   if (!w.is(centred, "Sub") || w.in(centred, 0) != x || w.in(centred, 1) != w.out(mean)) return std::nullopt;
@@ -152,7 +153,7 @@ std::optional<Pattern> layer_norm_from_mean(const Graph& g, int mean) {
   if (!squares || quotient < 0 || g.values[d].is_output) return std::nullopt;
   if (readers.size() != (w.is(power, "Mul") ? 3u : 2u)) return std::nullopt;
   int variance = w.reader(w.out(power));
-  if (!w.is(variance, "ReduceMean") || !over_last(variance)) return std::nullopt;
+  if (!w.is(variance, "ReduceMean") || !w.over_last(variance)) return std::nullopt;
   Pattern p;
   p.nodes = {mean, centred, power, variance, quotient};
   int next = w.reader(w.out(variance));
@@ -177,6 +178,48 @@ std::optional<Pattern> layer_norm_from_mean(const Graph& g, int mean) {
   p.last = shifted;
   p.gamma = *gamma;
   p.beta = *beta;
+  return p;
+}
+
+std::optional<Pattern> rms_norm_around_mean(const Graph& g, int mean) {
+  Walk w(g);
+  const int squares = w.in(mean, 0), square = w.producer(squares);
+  if (!w.over_last(mean) || square < 0 || w.reader(squares) != mean) return std::nullopt;
+  const int x = w.in(square, 0);
+  const bool squared = w.is(square, "Pow") ? w.near(w.in(square, 1), 2.f) : w.is(square, "Mul") && w.in(square, 1) == x;
+  if (!squared || x < 0) return std::nullopt;
+  Pattern p;
+  p.centred = false;
+  p.x = x;
+  p.nodes = {square, mean};
+  p.square = square;
+  // The one node after that, which must be of this kind.
+  const auto follow = [&](const char* op) {
+    const int next = w.reader(w.out(p.nodes.back()));
+    if (!w.is(next, op)) return -1;
+    p.nodes.push_back(next);
+    return next;
+  };
+  const int sum = follow("Add");
+  if (sum >= 0) {
+    auto epsilon = scalar(g, w.other(sum, w.out(mean)));
+    if (!epsilon) return std::nullopt;
+    p.epsilon = *epsilon;
+  }
+  const int root = follow("Sqrt");
+  if (root < 0) return std::nullopt;
+  int scaled = follow("Div");   // x / root, or 1 / root
+  if (scaled >= 0 && w.in(scaled, 1) != w.out(root)) return std::nullopt;
+  if (scaled < 0 || w.in(scaled, 0) != x) {
+    if (scaled < 0 ? follow("Reciprocal") < 0 : !w.near(w.in(scaled, 0), 1.f)) return std::nullopt;
+    const int inverse = w.out(p.nodes.back());
+    scaled = follow("Mul");
+    if (scaled < 0 || w.other(scaled, inverse) != x) return std::nullopt;
+  }
+  p.last = follow("Mul");
+  auto gamma = p.last < 0 ? std::nullopt : vector(g, w.other(p.last, w.out(scaled)));
+  if (!gamma) return std::nullopt;
+  p.gamma = *gamma;
   return p;
 }
 

@@ -14,6 +14,8 @@ struct Pattern {
   std::vector<int> nodes;      // all of them
   std::vector<float> gamma, beta;   // LayerNorm
   float epsilon = 0.f;              // LayerNorm
+  bool centred = true;              // LayerNorm; false: RMSNorm
+  int square = -1;                  // RMSNorm: the node that multiplies x by itself, a product of tensors until it is known what for
 };
 
 // x * 0.5 * (1 + erf(x / sqrt(2))), in the orders that exporters write it, around its Erf.
@@ -27,5 +29,8 @@ std::optional<Pattern> silu_around_sigmoid(const Graph& graph, int sigmoid);
 
 // (x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * gamma + beta, from its first ReduceMean.
 std::optional<Pattern> layer_norm_from_mean(const Graph& graph, int mean);
+
+// x / sqrt(mean(x^2) + epsilon) * gamma around its ReduceMean.
+std::optional<Pattern> rms_norm_around_mean(const Graph& graph, int mean);
 
 }  // namespace obert

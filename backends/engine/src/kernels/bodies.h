@@ -8,6 +8,7 @@
 #include "multiply_float.h"
 #include "finish.h"
 #include "layer_norm.h"
+#include "rotary.h"
 #include "attention.h"
 #include "transpose.h"
 #include "rows.h"
@@ -15,6 +16,7 @@
 
 #define OBERT_KERNEL_TABLE(isa)                                                                     \
   Kernels {                                                                                         \
-    isa, kPacking, multiply_int8, multiply_float, finish_int8, finish_float, layer_norm, attention, \
-        attention_scratch, import_float, import_uint8, export_float, export_uint8, gather_row       \
+    isa, kPacking, multiply_int8, multiply_float, finish_int8, finish_float, layer_norm, rotate,    \
+        attention, attention_scratch, import_float, import_uint8, export_float, export_uint8,       \
+        gather_row                                                                                  \
   }

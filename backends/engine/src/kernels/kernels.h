@@ -116,17 +116,30 @@ struct Epilogue {
 
 // y = (x - mean) / sqrt(variance + epsilon) * gamma + beta over the features of each token, where
 // x is the sum of one or two panels.
+// With `centred` false the mean counts as 0, of the variance too: RMSNorm (Zhang and Sennrich 2019, equation 4).
 struct LayerNorm {
   int features = 0;
   const float* gamma = nullptr;       // [features]
   const float* beta = nullptr;        // [features] or null
   float epsilon = 0;
+  bool centred = true;
   const float* x = nullptr;           // panel
   const float* residual = nullptr;    // panel or null
   float* out = nullptr;               // panel or null
   uint8_t* quantized = nullptr;       // panel or null
   float inverse_scale = 1.f;
   int zero_point = 0;
+};
+
+// Rotary position embedding of every head of some features of a panel (Su et al. 2021, RoFormer, equation 34, with the
+// halves of a head in the place of neighbours): with h = head_dim / 2 and d < h
+//   out[d]     = x[d] cosine[d] - x[d + h] sine[d]
+//   out[d + h] = x[d + h] cosine[d + h] + x[d] sine[d + h]
+struct Rotary {
+  int features = 0, head_dim = 0;     // head_dim is even and divides features
+  const float* x = nullptr;           // panel [features][kPanel]
+  const float *cosine = nullptr, *sine = nullptr;   // panels [head_dim][kPanel]: of each token's position
+  float* out = nullptr;               // panel [features][kPanel]
 };
 
 // Scaled dot-product attention of one head over one sequence: for each query token
@@ -196,6 +209,7 @@ struct Kernels {
   void (*finish_int8)(const Epilogue& e, const int32_t* acc, int groups, int row_begin, int row_end);
   void (*finish_float)(const Epilogue& e, const float* acc, int groups, int row_begin, int row_end);
   void (*layer_norm)(const LayerNorm& n, int groups);
+  void (*rotate)(const Rotary& r, int groups);
   void (*attention)(const Attention& a);
   size_t (*attention_scratch)(int length, int head_dim);
   // Row-major tokens [tokens][features] (row stride in elements) into and out of one panel.

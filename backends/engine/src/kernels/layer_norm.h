@@ -33,7 +33,7 @@ void layer_norm_vectors(const LayerNorm n) {
         if (keep) store(n.out + static_cast<size_t>(f) * kPanel + v * kLanes, x);
         sum[v] = add(sum[v], x);
       }
-    for (int v = 0; v < V; ++v) mean[v] = mul(sum[v], share);
+    for (int v = 0; v < V; ++v) mean[v] = n.centred ? mul(sum[v], share) : set(0.f);
   }
   {
     F32 sum[V];

@@ -167,7 +167,7 @@ void layer_norm(const LayerNorm& n, int groups) {
     };
     double sum = 0, squares = 0;
     for (int f = 0; f < n.features; ++f) sum += value(f);
-    const double mean = sum / n.features;
+    const double mean = n.centred ? sum / n.features : 0;
     for (int f = 0; f < n.features; ++f) squares += (value(f) - mean) * (value(f) - mean);
     const double inverse = 1 / std::sqrt(squares / n.features + n.epsilon);
     for (int f = 0; f < n.features; ++f) {
@@ -224,6 +224,17 @@ void attention(const Attention& a) {
           quantize(y, a.inverse_scale, a.zero_point);
     }
   }
+}
+
+void rotate(const Rotary& r, int groups) {
+  const int half = r.head_dim / 2;
+  const auto at = [](int f, int t) { return static_cast<size_t>(f) * kPanel + static_cast<size_t>(t); };
+  for (int f = 0; f < r.features; ++f)
+    for (int t = 0; t < groups * kGroup; ++t) {
+      const int d = f % r.head_dim;
+      const double other = d < half ? -static_cast<double>(r.x[at(f + half, t)]) : r.x[at(f - half, t)];
+      r.out[at(f, t)] = static_cast<float>(static_cast<double>(r.x[at(f, t)]) * r.cosine[at(d, t)] + other * r.sine[at(d, t)]);
+    }
 }
 
 size_t attention_scratch(int length, int) { return static_cast<size_t>(length) * sizeof(double); }
@@ -317,7 +328,7 @@ void gather_row(const RowStep* steps, int count, size_t index, float* scratch, f
 }  // namespace
 
 const Kernels kPortableKernels = {"portable",   {},           multiply_int8, multiply_float,    finish_int8,
-                                  finish_float, layer_norm,   attention,     attention_scratch, import_float,
-                                  import_uint8, export_float, export_uint8,  gather_row};
+                                  finish_float, layer_norm,   rotate,        attention,         attention_scratch,
+                                  import_float, import_uint8, export_float,  export_uint8,      gather_row};
 
 }  // namespace obert

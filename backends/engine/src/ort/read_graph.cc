@@ -60,7 +60,7 @@ const char* const kIntegers[] = {"axis", "transA", "transB", "block_size", "outp
                                  "exclusive", "reverse"};
 const char* const kReals[] = {"alpha", "beta", "epsilon"};
 const char* const kStrings[] = {"approximate", "reduction"};
-const char* const kIntegerLists[] = {"perm", "axes"};
+const char* const kIntegerLists[] = {"perm", "axes", "split"};
 
 const OpAttribute* attribute(const Node* node, const char* name) {
   const OpAttribute* found = nullptr;
@@ -181,6 +181,7 @@ class Reader {
     } else if (tensor) {
       v.rank = static_cast<int>(rank);
       if (rank && dimensions.back() >= 0) v.last = dimensions.back();
+      for (int64_t d : dimensions) v.shape.push_back(d >= 0 ? d : -1);
     }
   }
 

@@ -71,6 +71,7 @@ void Group::compute(size_t step) {
     case StepKind::kProduct: return product(s);
     case StepKind::kPointwise: return pointwise(s);
     case StepKind::kLayerNorm: return layer_norm(s);
+    case StepKind::kRotary: return rotate(s);
     case StepKind::kAttention: return attention(s, step);
     case StepKind::kDequantize: return dequantize(s);
     case StepKind::kPick: return pick(s);
@@ -236,6 +237,7 @@ void Group::layer_norm(const Step& s) {
     n.gamma = s.gamma.data();
     n.beta = s.beta.empty() ? nullptr : s.beta.data();
     n.epsilon = s.epsilon;
+    n.centred = s.centred;
     n.x = floats(s.x, panel) + shift;
     n.residual = s.residual.used() ? floats(s.residual, panel) + shift : nullptr;
     n.out = s.out.used() ? floats(s.out, panel) + shift : nullptr;
@@ -243,6 +245,21 @@ void Group::layer_norm(const Step& s) {
     n.inverse_scale = s.inverse_scale;
     n.zero_point = s.zero_point;
     k_.layer_norm(n, lanes == 1 ? groups_in(panel) : 1);
+  });
+}
+
+void Group::rotate(const Step& s) {
+  const int heads = std::max(1, kTaskRows / s.head_dim);
+  each_cut(s.x.width, heads * s.head_dim, [&](const Cut& c) {
+    const size_t first = static_cast<size_t>(c.begin) * kPanel;
+    Rotary r;
+    r.features = c.end - c.begin;
+    r.head_dim = s.head_dim;
+    r.x = floats(s.x, c.panel) + first;
+    r.cosine = floats(s.cosine, c.panel);
+    r.sine = floats(s.sine, c.panel);
+    r.out = floats(s.out, c.panel) + first;
+    k_.rotate(r, groups_in(c.panel));
   });
 }
 

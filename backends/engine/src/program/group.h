@@ -70,6 +70,7 @@ class Group {
   void product(const Step& s);
   void pointwise(const Step& s);
   void layer_norm(const Step& s);
+  void rotate(const Step& s);
   void attention(const Step& s, size_t step);
   void dequantize(const Step& s);
   Epilogue epilogue(const Step& s, size_t panel) const;

@@ -133,7 +133,8 @@ class Lowering {
           f.residual = o;    // both inputs of this op
         }
       }
-      bool moves = op.kind == OpKind::kImport || !rows_of_[o].empty() || op.kind == OpKind::kDequantize || op.kind == OpKind::kPick;
+      bool moves = op.kind == OpKind::kImport || !rows_of_[o].empty() || op.kind == OpKind::kDequantize || op.kind == OpKind::kPick ||
+                   op.kind == OpKind::kRotary;
       if (!moves) take_quantize(f);
       taken_[o] = 1;
       fused_.push_back(f);
@@ -277,6 +278,14 @@ class Lowering {
     return static_cast<int>(found - s_.inputs.begin());
   }
 
+  // See Step::tensor.
+  int constant_or_input(int value) {
+    const Constant* c = g_.constant(value);
+    if (!c) return input_index(value);
+    p_.constants.push_back({c->shape, std::vector<float>(c->as<float>(), c->as<float>() + c->count)});
+    return kConstants + static_cast<int>(p_.constants.size()) - 1;
+  }
+
   void emit() {
     place_.resize(ops_.size());
     for (size_t i = 0; i < fused_.size(); ++i) {
@@ -311,10 +320,20 @@ class Lowering {
     switch (op.kind) {
       case OpKind::kImport:
         s.kind = StepKind::kImport;
-        s.tensor = input_index(op.value);
+        s.by_position = op.by_position;
+        s.tensor = constant_or_input(op.value);
         s.flip_sign = op.quantized && op.quantization.is_signed;
         s.zero_point = op.quantization.zero_point;
         (op.quantized ? s.quantized : s.out) = fresh(f.op);
+        p_.steps.push_back(s);
+        return;
+      case OpKind::kRotary:
+        s.kind = StepKind::kRotary;
+        s.x = place_[op.inputs[0]];
+        s.cosine = place_[op.inputs[1]];
+        s.sine = place_[op.inputs[2]];
+        s.head_dim = op.head_dim;
+        s.out = fresh(f.op);
         p_.steps.push_back(s);
         return;
       case OpKind::kPick:
@@ -341,6 +360,7 @@ class Lowering {
         s.gamma = op.gamma;
         s.beta = op.beta;
         s.epsilon = op.epsilon;
+        s.centred = op.centred;
         s.x = place_[f.residual >= 0 ? ops_[f.residual].inputs[0] : op.inputs[0]];
         if (f.residual >= 0) s.residual = place_[ops_[f.residual].inputs[1]];
         break;
@@ -393,14 +413,8 @@ class Lowering {
     s.value = place_[op.inputs[2]];
     s.head_dim = op.head_dim;
     s.scale = op.scale;
-    for (int i : {0, 1}) {
-      if (const Constant* c = g_.constant(op.masks[i])) {
-        s.masks[i] = kConstantMasks + static_cast<int>(p_.masks.size());
-        p_.masks.push_back({c->shape, std::vector<float>(c->as<float>(), c->as<float>() + c->count)});
-      } else if (op.masks[i] >= 0) {
-        s.masks[i] = input_index(op.masks[i]);
-      }
-    }
+    for (int i : {0, 1})
+      if (op.masks[i] >= 0) s.masks[i] = constant_or_input(op.masks[i]);
     s.nan_to_zero = op.nan_to_zero;
     s.scores = {op.score_rounding.scale * op.scale, op.score_rounding.zero_point};
     s.probabilities = {op.probability_rounding.scale, op.probability_rounding.zero_point};
@@ -417,11 +431,11 @@ class Lowering {
       results.push_back(fused_[j].last);
       width += ops_[fused_[j].last].width;
     }
-    std::vector<const Weights*> weights;
-    for (const Op* member : members) weights.push_back(&m_.weights[member->weights]);
+    std::vector<Outputs> outputs;
+    for (const Op* member : members) outputs.push_back({&m_.weights[member->weights], member->begin, member->width});
     const Op& input = ops_[members[0]->inputs[0]];
     s.product = static_cast<int>(p_.products.size());
-    p_.products.push_back(prepare(weights, input.quantized ? &input.quantization : nullptr, *p_.kernels));
+    p_.products.push_back(prepare(outputs, input.quantized ? &input.quantization : nullptr, *p_.kernels));
     if (!fused_[index].keep_float) return;
     int buffer = new_buffer(width, false, ops_[fused_[index].op].picked);
     int column = 0;

@@ -54,6 +54,13 @@ class Preparation {
     return run_.inputs[index];
   }
 
+  // See Step::tensor.
+  Tensor constant_or_input(int index) {
+    if (index < kConstants) return input(index);
+    const ConstantTensor& c = p_.constants[index - kConstants];
+    return {Type::kFloat, c.data.data(), c.shape};
+  }
+
   static size_t count(const std::vector<int64_t>& shape, size_t dimensions) {
     size_t n = 1;
     for (size_t i = 0; i < dimensions; ++i) n *= static_cast<size_t>(shape[i]);
@@ -64,7 +71,7 @@ class Preparation {
     bool found = false;
     for (const Step& s : p_.steps) {
       for (const Gathered& g : s.gathered) tokens_of(input(g.tensor), input(g.tensor).shape.size(), found);
-      if (s.kind != StepKind::kImport) continue;
+      if (s.kind != StepKind::kImport || s.by_position) continue;
       const Tensor& t = input(s.tensor);
       int width = s.out.used() ? s.out.width : s.quantized.width;
       if (t.shape.empty() || t.shape.back() != width)
@@ -96,8 +103,25 @@ class Preparation {
                                  std::to_string(length) + " tokens");
   }
 
+  // Rows for each place in a sequence, of one sequence or of all; dimensions of 1 between are of heads.
+  void place(size_t step) {
+    const Step& s = p_.steps[step];
+    const Tensor t = constant_or_input(s.tensor);
+    const auto width = static_cast<size_t>(s.out.width);
+    const size_t rows = t.shape.empty() ? 0 : count(t.shape, t.shape.size() - 1);
+    const bool one = rows == run_.length, each = rows == run_.batch * run_.length && static_cast<size_t>(t.shape[0]) == run_.batch;
+    if (t.shape.size() < 2 || static_cast<size_t>(t.shape.back()) != width || t.type != Type::kFloat || (!one && !each))
+      throw std::runtime_error("cosines or sines of shape " + text(t.shape) + " were expected to have " + std::to_string(width) +
+                               " for each of " + std::to_string(run_.length) + " tokens");
+    const auto* data = static_cast<const float*>(t.data);
+    std::vector<float>& all = run_.spread[step];
+    all.reserve(run_.batch * run_.length * width);
+    for (size_t b = 0; b < (each ? 1 : run_.batch); ++b) all.insert(all.end(), data, data + rows * width);
+  }
+
   // An input with fewer batches than the others is repeated.
   void fit(size_t step) {
+    if (p_.steps[step].by_position) return place(step);
     const Step& s = p_.steps[step];
     const Tensor& t = input(s.tensor);
     std::vector<int64_t> leading(t.shape.begin(), t.shape.end() - 1);
@@ -134,9 +158,7 @@ class Preparation {
   void mask(size_t step, int which) {
     const Step& s = p_.steps[step];
     int from = s.masks[which];
-    Tensor t;
-    if (from < kConstantMasks) t = input(from);
-    else t = {Type::kFloat, p_.masks[from - kConstantMasks].data.data(), p_.masks[from - kConstantMasks].shape};
+    const Tensor t = constant_or_input(from);
     auto heads = static_cast<size_t>(s.x.width / s.head_dim);
     size_t most[4] = {run_.batch, heads, run_.length, run_.length};
     size_t shape[4] = {1, 1, 1, 1};

@@ -29,7 +29,7 @@ struct Buffer {
   size_t bytes = 0;          // per panel
 };
 
-enum class StepKind : uint8_t { kImport, kRows, kProduct, kPointwise, kLayerNorm, kAttention, kDequantize, kPick, kExport };
+enum class StepKind : uint8_t { kImport, kRows, kProduct, kPointwise, kLayerNorm, kRotary, kAttention, kDequantize, kPick, kExport };
 
 // Rows of tables, by the indices of an input of the part.
 struct Gathered {
@@ -43,7 +43,9 @@ struct Step {
   Slice x;                                // what it reads
   Slice residual, factor;                 // kProduct, kPointwise; residual also kLayerNorm
   Slice out, quantized;                   // what it writes: float, uint8, or both
-  int tensor = -1;                        // kImport: input of the part; kExport: output of the part
+  int tensor = -1;                        // kImport: input of the part, from kConstants on a place in Program::constants;
+                                          // kExport: output of the part
+  bool by_position = false;               // kImport: a row for each place in a sequence, for all sequences or for each
   std::vector<Gathered> gathered;         // kRows: what is summed, from the first on
   bool flip_sign = false;                 // kImport, kExport: int8 outside, uint8 with 128 added inside
   Activation activation = Activation::kNone;
@@ -52,11 +54,12 @@ struct Step {
   int product = -1;                       // kProduct: place in Program::products
   std::vector<float> gamma, beta;         // kLayerNorm; kProduct, kPointwise: beta is Epilogue's shift
   float epsilon = 0.f;
+  bool centred = true;                    // kLayerNorm
   Slice key, value;                       // kAttention; x is the queries
-  int head_dim = 0;
+  Slice cosine, sine;                     // kRotary
+  int head_dim = 0;                       // kAttention, kRotary
   float scale = 1.f;
-  int masks[2] = {-1, -1};                // kAttention: inputs of the part; from kConstantMasks on
-                                          // places in Program::masks; -1: none
+  int masks[2] = {-1, -1};                // kAttention: as `tensor`; -1: none
   bool nan_to_zero = false;               // kAttention
   Rounding scores, probabilities;         // kAttention
   Rounding rounding, out_rounding;        // kProduct, kPointwise: see Epilogue
@@ -76,9 +79,10 @@ struct Product {
   std::vector<float> scale, bias;         // [rows]; scale is empty for float
 };
 
-constexpr int kConstantMasks = 1 << 20;
+constexpr int kConstants = 1 << 20;
 
-struct ConstantMask {
+// A constant mask, or rows by position.
+struct ConstantTensor {
   std::vector<int64_t> shape;
   std::vector<float> data;
 };
@@ -93,7 +97,7 @@ struct Program {
   std::vector<Step> steps;
   std::vector<Product> products;
   std::vector<RowProgram> rows;
-  std::vector<ConstantMask> masks;
+  std::vector<ConstantTensor> constants;
   std::vector<Buffer> buffers;
   std::vector<Output> outputs;
   size_t arena_bytes = 0;                 // per panel of tokens

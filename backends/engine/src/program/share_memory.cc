@@ -15,7 +15,7 @@ void share_memory(Program& p) {
   std::vector<Piece> pieces;
   std::vector<int> piece_of(p.buffers.size(), -1), last(p.buffers.size(), -1);
   auto each = [&](const Step& s, auto&& visit) {
-    for (const Slice* x : {&s.x, &s.residual, &s.factor, &s.key, &s.value, &s.out, &s.quantized})
+    for (const Slice* x : {&s.x, &s.residual, &s.factor, &s.key, &s.value, &s.cosine, &s.sine, &s.out, &s.quantized})
       if (x->used()) visit(x->buffer);
   };
   for (size_t i = 0; i < p.steps.size(); ++i) each(p.steps[i], [&](int b) { last[b] = static_cast<int>(i); });

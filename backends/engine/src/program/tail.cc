@@ -14,7 +14,7 @@ std::vector<int> buffers(std::initializer_list<const Slice*> slices) {
   return found;
 }
 
-std::vector<int> read_by(const Step& s) { return buffers({&s.x, &s.residual, &s.factor, &s.key, &s.value}); }
+std::vector<int> read_by(const Step& s) { return buffers({&s.x, &s.residual, &s.factor, &s.key, &s.value, &s.cosine, &s.sine}); }
 
 bool picked_alone(const Program& p, const Step& s) {
   const std::vector<int> read = read_by(s);

@@ -7,10 +7,16 @@
 
 namespace obert {
 
-// Stacks the outputs of several matrices that read one input into one product. `input` is the
+// Outputs begin .. begin + count of a matrix.
+struct Outputs {
+  const Weights* weights = nullptr;
+  int begin = 0, count = 0;
+};
+
+// Stacks outputs of several matrices that read one input into one product. `input` is the
 // quantisation of the input, null for float: its scale goes into the scales of the rows, its zero
 // point into their bias, as sum_i (x_i - z) w_i = sum_i x_i w_i - z sum_i w_i. Packed as `kernels`
 // like it.
-Product prepare(const std::vector<const Weights*>& weights, const Quantization* input, const Kernels& kernels);
+Product prepare(const std::vector<Outputs>& outputs, const Quantization* input, const Kernels& kernels);
 
 }  // namespace obert

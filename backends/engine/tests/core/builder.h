@@ -15,6 +15,17 @@ class Builder {
   Graph graph;
 
   int input(const std::string& name) { return value(name); }
+  // -1 in `shape`: any.
+  int input(const std::string& name, std::vector<int64_t> shape) {
+    const int v = value(name);
+    describe(v, std::move(shape));
+    return v;
+  }
+  void describe(int v, std::vector<int64_t> shape) {
+    graph.values[v].rank = static_cast<int>(shape.size());
+    graph.values[v].last = shape.back();
+    graph.values[v].shape = std::move(shape);
+  }
 
   int constant(const std::vector<int64_t>& shape, const std::vector<float>& data) {
     floats_.push_back(data);
@@ -52,6 +63,17 @@ class Builder {
     graph.values[out].producer = index;
     graph.nodes.push_back(std::move(attributes));
     return out;
+  }
+  // Adds a node with `count` outputs.
+  std::vector<int> nodes(const std::string& op, const std::vector<int>& inputs, size_t count, Node attributes = {}) {
+    std::vector<int> all = {node(op, inputs, std::move(attributes))};
+    Node& made = graph.nodes.back();
+    while (all.size() < count) {
+      all.push_back(value(op + "_" + std::to_string(graph.nodes.size() - 1) + "_" + std::to_string(all.size())));
+      graph.values[all.back()].producer = static_cast<int>(graph.nodes.size()) - 1;
+      made.outputs.push_back(all.back());
+    }
+    return all;
   }
   int transpose(int x, std::vector<int64_t> perm) {
     Node n;

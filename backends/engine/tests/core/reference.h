@@ -27,7 +27,10 @@ class Reference {
   // Values of all of the graph, given those of its inputs.
   std::map<int, Array> run(std::map<int, Array> known) {
     known_ = std::move(known);
-    for (const Node& n : g_.nodes) known_[n.outputs[0]] = evaluate(n);
+    for (const Node& n : g_.nodes) {
+      if (n.op == "Split") split(n);
+      else known_[n.outputs[0]] = evaluate(n);
+    }
     return std::move(known_);
   }
 
@@ -133,28 +136,83 @@ class Reference {
     if (n.op == "Transpose") return transpose(in(0), n.int_lists.at("perm"));
     if (n.op == "Identity") return in(0);
     if (n.op == "Reshape") return reshape(in(0), in(1));
-    if (n.op == "Gather") return token(in(0), in(1).data[0], !in(1).shape.empty());
-    if (n.op == "Slice") return token(in(0), in(1).data[0], true);
-    if (n.op == "Squeeze") return squeezed(in(0));
+    if (n.op == "Neg") return each(in(0), [](double x) { return -x; });
+    if (n.op == "Concat") return concat(in(0), in(1), n.integer("axis", 0));
+    if (n.op == "Gather") return gather(in(0), static_cast<int64_t>(in(1).data[0]), n.integer("axis", 0), !in(1).shape.empty());
+    if (n.op == "Slice") return slice(in(0), in(1).data[0], in(2).data[0], static_cast<int64_t>(in(3).data[0]));
+    if (n.op == "Squeeze") return squeezed(in(0), static_cast<int64_t>(in(1).data[0]));
+    if (n.op == "Unsqueeze") return unsqueezed(in(0), static_cast<int64_t>(in(1).data[0]));
     if (n.op == "Softmax") return softmax(in(0));
     if (n.op == "LayerNormalization") return layer_norm(n);
+    if (n.op == "RMSNormalization") return rms_norm(n);
+    if (n.op == "Pow") return broadcast(in(0), in(1), [](double x, double y) { return std::pow(x, y); });
+    if (n.op == "Div") return broadcast(in(0), in(1), [](double x, double y) { return x / y; });
+    if (n.op == "Sqrt") return each(in(0), [](double x) { return std::sqrt(x); });
+    if (n.op == "Reciprocal") return each(in(0), [](double x) { return 1 / x; });
+    if (n.op == "ReduceMean") return mean_of_last(in(0));
     throw std::runtime_error("reference: op " + n.op);
   }
 
-  // Of [batch, sequence, width] one token of each sequence.
-  static Array token(const Array& a, double index, bool keeps_axis) {
-    int64_t length = a.shape[1], width = a.shape[2], at = static_cast<int64_t>(index);
-    if (at < 0) at += length;
+  static size_t place(const Array& a, int64_t axis) {
+    return static_cast<size_t>(axis < 0 ? axis + static_cast<int64_t>(a.shape.size()) : axis);
+  }
+
+  // Bounds as ONNX counts them.
+  static Array slice(const Array& a, double from, double to, int64_t axis) {
+    const size_t d = place(a, axis);
+    const int64_t size = a.shape[d];
+    const auto bound = [size](double at) { return static_cast<int64_t>(std::min(std::max(at < 0 ? at + static_cast<double>(size) : at, 0.), static_cast<double>(size))); };
+    const int64_t begin = bound(from), end = bound(to);
     Array out;
-    out.shape = keeps_axis ? std::vector<int64_t>{a.shape[0], 1, width} : std::vector<int64_t>{a.shape[0], width};
-    for (int64_t b = 0; b < a.shape[0]; ++b)
-      out.data.insert(out.data.end(), a.data.begin() + (b * length + at) * width, a.data.begin() + (b * length + at + 1) * width);
+    out.shape = a.shape;
+    out.shape[d] = end - begin;
+    int64_t inner = 1, outer = 1;
+    for (size_t i = d + 1; i < a.shape.size(); ++i) inner *= a.shape[i];
+    for (size_t i = 0; i < d; ++i) outer *= a.shape[i];
+    for (int64_t o = 0; o < outer; ++o)
+      out.data.insert(out.data.end(), a.data.begin() + (o * size + begin) * inner, a.data.begin() + (o * size + end) * inner);
     return out;
   }
 
-  static Array squeezed(Array a) {
-    a.shape.erase(a.shape.begin() + 1);
+  static Array gather(const Array& a, int64_t at, int64_t axis, bool keeps_axis) {
+    const size_t d = place(a, axis);
+    if (at < 0) at += a.shape[d];
+    const Array one = slice(a, static_cast<double>(at), static_cast<double>(at + 1), axis);
+    return keeps_axis ? one : squeezed(one, axis);
+  }
+
+  static Array squeezed(Array a, int64_t axis) {
+    a.shape.erase(a.shape.begin() + static_cast<std::ptrdiff_t>(place(a, axis)));
     return a;
+  }
+
+  static Array unsqueezed(Array a, int64_t axis) {
+    a.shape.insert(a.shape.begin() + axis, 1);
+    return a;
+  }
+
+  static Array concat(const Array& a, const Array& b, int64_t axis) {
+    const size_t d = place(a, axis);
+    int64_t left = 1, right = 1;
+    for (size_t i = d; i < a.shape.size(); ++i) left *= a.shape[i], right *= b.shape[i];
+    Array out;
+    out.shape = a.shape;
+    out.shape[d] += b.shape[d];
+    for (int64_t o = 0; o * left < static_cast<int64_t>(a.data.size()); ++o) {
+      out.data.insert(out.data.end(), a.data.begin() + o * left, a.data.begin() + (o + 1) * left);
+      out.data.insert(out.data.end(), b.data.begin() + o * right, b.data.begin() + (o + 1) * right);
+    }
+    return out;
+  }
+
+  void split(const Node& n) {
+    const Array a = get(n.inputs[0]);
+    const int64_t axis = n.integer("axis", 0);
+    const auto count = static_cast<int64_t>(n.outputs.size());
+    std::vector<double> sizes(n.outputs.size(), static_cast<double>(a.shape[place(a, axis)] / count));
+    if (n.inputs.size() > 1) sizes = get(n.inputs[1]).data;
+    double begin = 0;
+    for (size_t i = 0; i < sizes.size(); ++i, begin += sizes[i - 1]) known_[n.outputs[i]] = slice(a, begin, begin + sizes[i], axis);
   }
 
   static Array where(const Array& condition, double x, Array y) {
@@ -218,6 +276,27 @@ class Reference {
       for (size_t i = 0; i < n; ++i)
         a.data[row + i] = (a.data[row + i] - mean) / std::sqrt(variance + node.real("epsilon", 1e-5f)) * gamma.data[i] + beta.data[i];
     }
+    return a;
+  }
+
+  static Array mean_of_last(const Array& a) {
+    const auto n = static_cast<size_t>(a.shape.back());
+    Array out;
+    out.shape = a.shape;
+    out.shape.back() = 1;
+    for (size_t row = 0; row < a.data.size(); row += n) {
+      double sum = 0;
+      for (size_t i = 0; i < n; ++i) sum += a.data[row + i];
+      out.data.push_back(sum / static_cast<double>(n));
+    }
+    return out;
+  }
+
+  Array rms_norm(const Node& node) {
+    Array a = get(node.inputs[0]), gamma = get(node.inputs[1]);
+    const Array squares = mean_of_last(each(a, [](double x) { return x * x; }));
+    for (size_t i = 0; i < a.data.size(); ++i)
+      a.data[i] *= gamma.data[i % gamma.data.size()] / std::sqrt(squares.data[i / gamma.data.size()] + node.real("epsilon", 1e-5f));
     return a;
   }
 

@@ -61,12 +61,21 @@ class Graphs {
     return b_.node("DequantizeLinear", {w, b_.constant({scales}, std::vector<float>(static_cast<size_t>(scales), 0.01f))}, axis);
   }
   std::vector<int64_t> shape() {
-    switch (in_.below(5)) {
+    switch (in_.below(6)) {
       case 0: return {0, 0, 4, in_.below(8)};
       case 1: return {0, -1, in_.below(6), 4};
       case 2: return {0, 0, 16};
       case 3: return {0, 0, -1};
+      case 4: return {0, 0, in_.below(4), -1, 4};
       default: return {2, 3, 4, 4};
+    }
+  }
+  // A bound or an axis.
+  int edge() {
+    switch (in_.below(10)) {
+      case 8: return b_.constant({INT64_MAX});
+      case 9: return b_.constant({INT64_MIN});
+      default: return b_.constant({in_.below(24) - 4});
     }
   }
   std::vector<int64_t> order() {
@@ -80,7 +89,7 @@ class Graphs {
 
   int step() {
     Node n;
-    switch (in_.below(21)) {
+    switch (in_.below(27)) {
       case 0: case 1: case 2: return b_.node("MatMul", {pick(), matrix(true)});
       case 3: return b_.node("MatMul", {pick(), matrix(false)});
       case 4: case 5: return b_.fake_quantize(pick(), 0.05f, static_cast<uint8_t>(in_.below(255)));
@@ -101,6 +110,15 @@ class Graphs {
         return b_.node("Gather", {b_.constant({5, w}, r_.normals(static_cast<size_t>(5 * w))), ids_});
       }
       case 18: return b_.node("Unknown", {pick()});
+      case 21: return b_.node("Slice", {pick(), edge(), edge(), edge(), b_.constant({1})});
+      case 22: return b_.node("Squeeze", {pick(), edge()});
+      case 23: return b_.node("Neg", {pick()});
+      case 24: return b_.node("Concat", {pick(), pick()}, with("axis", in_.below(5) - 1));
+      case 25: return b_.node("Gather", {pick(), b_.index(in_.below(5) - 2)}, with("axis", in_.below(5) - 1));
+      case 26: {
+        const std::vector<int> parts = b_.nodes("Split", {pick()}, static_cast<size_t>(1 + in_.below(3)), with("axis", in_.below(5) - 1));
+        return parts[static_cast<size_t>(in_.below(static_cast<int>(parts.size())))];
+      }
       case 19: return b_.token(pick(), in_.below(6) - 2, in_.below(2) != 0);
       default: return b_.node("Gemm", {pick(), matrix(true), b_.constant({width()}, std::vector<float>(static_cast<size_t>(width()), 1.f))});
     }
@@ -139,13 +157,14 @@ class Graphs {
   // What an input of a program is to it, so that most runs come far.
   struct Fit {
     int width = 0;            // of tokens; 0: none that is known
-    bool indices = false, mask = false;
+    bool indices = false, mask = false, by_position = false;
 
     std::vector<int64_t> shape(int64_t batch, int64_t length, Bytes& in) const {
       int odd = in.below(12);
       if (odd == 11) return {length};
       if (indices) return odd == 10 ? std::vector<int64_t>{1, length} : std::vector<int64_t>{batch, length};
       if (mask) return {odd % 2 ? batch : 1, 1, odd == 10 ? length : 1, length};
+      if (by_position) return {odd % 2 ? batch : 1, 1, odd == 10 ? 1 : length, width};
       int64_t last = odd == 10 ? in.pick(kWidths) : width;
       return odd == 9 ? std::vector<int64_t>{length, last} : std::vector<int64_t>{odd == 8 ? 1 : batch, length, last};
     }
@@ -153,10 +172,13 @@ class Graphs {
   static std::vector<Fit> fits_of(const Program& p, size_t inputs) {
     std::vector<Fit> fits(inputs);
     for (const Step& s : p.steps) {
-      if (s.kind == StepKind::kImport) fits[s.tensor].width = s.out.used() ? s.out.width : s.quantized.width;
+      if (s.kind == StepKind::kImport && s.tensor < kConstants) {
+        fits[s.tensor].width = s.out.used() ? s.out.width : s.quantized.width;
+        fits[s.tensor].by_position = s.by_position;
+      }
       for (const Gathered& g : s.gathered) fits[g.tensor].indices = true;
       for (int m : s.masks)
-        if (s.kind == StepKind::kAttention && m >= 0 && m < kConstantMasks) fits[m].mask = true;
+        if (s.kind == StepKind::kAttention && m >= 0 && m < kConstants) fits[m].mask = true;
     }
     return fits;
   }

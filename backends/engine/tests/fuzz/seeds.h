@@ -33,6 +33,36 @@ inline void whole_classifier(Builder& b, Numbers& r) {
   b.output(b.node("Tanh", {quantized_linear(b, r, b.fake_quantize(first, 0.05f, 120), 16, 12, 0.5f)}));
 }
 
+// One product of queries, keys and values, rotary positions, gates of one product: as ModernBERT has it.
+inline void rotary_layer(Builder& b, Numbers& r) {
+  const int hidden = b.input("hidden");
+  const int tables[] = {b.input("cosine", {-1, -1, 8}), b.input("sine", {-1, -1, 8})};
+  const int all = quantized_linear(b, r, b.fake_quantize(hidden, 0.05f, 120), 16, 48, 0.5f);
+  const int stacked = b.node("Reshape", {all, b.constant({0, 0, 3, -1, 8})});
+  const auto heads = [&](int64_t i) {
+    const int part = b.node("Slice", {stacked, b.constant({i}), b.constant({i + 1}), b.constant({2})});
+    return b.transpose(b.node("Squeeze", {part, b.constant({2})}), {0, 2, 1, 3});
+  };
+  const auto rotated = [&](int x) {
+    int shown[2];
+    for (int i : {0, 1}) {
+      shown[i] = b.node("Unsqueeze", {tables[i], b.constant({1})});
+      b.describe(shown[i], {-1, 1, -1, 8});
+    }
+    const int first = b.node("Slice", {x, b.constant({0}), b.constant({4}), b.constant({3})});
+    const int second = b.node("Slice", {x, b.constant({4}), b.constant({8}), b.constant({-1})});
+    const int turned = b.node("Concat", {b.node("Neg", {second}), first}, with("axis", -1));
+    return b.node("Add", {b.node("Mul", {x, shown[0]}), b.node("Mul", {turned, shown[1]})});
+  };
+  const int scores = b.node("MatMul", {rotated(heads(0)), b.transpose(rotated(heads(1)), {0, 1, 3, 2})});
+  const int context = b.transpose(b.node("MatMul", {b.node("Softmax", {scores}), heads(2)}), {0, 2, 1, 3});
+  const int joined = b.node("Reshape", {context, b.constant({0, 0, 16})});
+  const int up = quantized_linear(b, r, b.fake_quantize(joined, 0.02f, 128), 16, 24, 0.5f);
+  const std::vector<int> both = b.nodes("Split", {up}, 2, with("axis", -1));
+  const int gated = b.node("Mul", {b.node("Gelu", {both[0]}), both[1]});
+  b.output(b.node("Add", {hidden, quantized_linear(b, r, b.fake_quantize(gated, 0.02f, 100), 12, 16, 0.5f)}));
+}
+
 // Rows of nibbles with a scale for each group: Gather, two halves of a byte, joined, scaled, summed
 // with positions and normalised.
 inline void packed_embedding(Builder& b, Numbers& r) {
@@ -103,6 +133,7 @@ inline void in_parts(Builder& b, Numbers& r) {
   b.output(b.node("Add", {scaled, b.constant({kWidth}, r.normals(kWidth))}));
 }
 
-inline constexpr void (*kSeeds[])(Builder&, Numbers&) = {masked_encoder, classifier, whole_classifier, packed_embedding, packed_matrix, in_parts};
+inline constexpr void (*kSeeds[])(Builder&, Numbers&) = {masked_encoder,   classifier,    whole_classifier, rotary_layer,
+                                                         packed_embedding, packed_matrix, in_parts};
 
 }  // namespace obert::testing

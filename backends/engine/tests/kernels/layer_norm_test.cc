@@ -11,7 +11,7 @@ struct Results {
   bool floats, codes;
 };
 
-void check_case(int features, int groups, bool residual, Results results, const std::vector<const Kernels*>& tables) {
+void check_case(int features, int groups, bool residual, bool centred, Results results, const std::vector<const Kernels*>& tables) {
   const bool special = features == 64;
   Random random(static_cast<uint32_t>(features + groups));
   const size_t n = static_cast<size_t>(features);
@@ -27,6 +27,7 @@ void check_case(int features, int groups, bool residual, Results results, const 
     l.gamma = gamma.data();
     l.beta = (features + groups) % 2 ? beta.data() : nullptr;
     l.epsilon = 1e-12f;
+    l.centred = centred;
     l.x = x.data();
     l.residual = residual ? r.data() : nullptr;
     l.out = results.floats ? out.data() : nullptr;
@@ -39,7 +40,7 @@ void check_case(int features, int groups, bool residual, Results results, const 
         return static_cast<double>(x[f * kPanel + t]) + (residual ? r[f * kPanel + t] : 0.f);
       };
       double mean = 0, variance = 0;
-      for (size_t f = 0; f < n; ++f) mean += value(f) / features;
+      for (size_t f = 0; centred && f < n; ++f) mean += value(f) / features;
       for (size_t f = 0; f < n; ++f) variance += (value(f) - mean) * (value(f) - mean) / features;
       const double deviation = std::sqrt(variance + 1e-12);
       for (size_t f = 0; f < (n + 3) / 4 * 4; ++f) {
@@ -78,7 +79,8 @@ int main() {
   for (int features : {1, 2, 3, 4, 5, 31, 64, 127, 383, 384, 385, 768, 769})
     for (int groups = 1; groups <= 4; ++groups)
       for (bool residual : {false, true})
-        for (Results results : {Results{true, true}, Results{true, false}, Results{false, true}})
-          check_case(features, groups, residual, results, tables);
+        for (bool centred : {false, true})
+          for (Results results : {Results{true, true}, Results{true, false}, Results{false, true}})
+            check_case(features, groups, residual, centred, results, tables);
   return check::report("layer_norm");
 }

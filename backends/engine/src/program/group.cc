@@ -88,6 +88,7 @@ void Group::carry(const std::vector<int>& buffers, uint8_t* to) const {
 int Group::tokens_in(size_t panel) const { return static_cast<int>(std::min<size_t>(kPanel, now_.count - panel * kPanel)); }
 
 void Group::import(const Step& s, size_t step) {
+  if (s.by_position) return import_places(s, run_.places[step]);
   const Slice& to = s.out.used() ? s.out : s.quantized;
   size_t size = static_cast<size_t>(to.width);
   size_t first = first_ * run_.length;
@@ -102,6 +103,20 @@ void Group::import(const Step& s, size_t step) {
     k_.import_uint8(static_cast<const uint8_t*>(data) + at, size, tokens_in(panel), to.width,
                     static_cast<uint8_t>(s.flip_sign ? s.zero_point ^ 0x80 : s.zero_point), out);
     if (s.flip_sign) flip(out, panel_bytes(size));
+  });
+}
+
+void Group::import_places(const Step& s, const Places& places) {
+  const auto size = static_cast<size_t>(s.out.width);
+  sharing_.each(now_.panels, [&](size_t panel) {
+    const auto tokens = static_cast<size_t>(tokens_in(panel));
+    static thread_local Arena workspace;
+    auto* rows = reinterpret_cast<float*>(workspace.get(tokens * size * sizeof(float)));
+    for (size_t t = 0; t < tokens; ++t) {
+      const size_t token = panel * kPanel + t, row = run_.sequence(first_ + token / length_) * places.sequence + token % length_;
+      std::memcpy(rows + t * size, places.data + row * size, size * sizeof(float));
+    }
+    k_.import_float(rows, size, static_cast<int>(tokens), s.out.width, floats(s.out, panel));
   });
 }
 

@@ -64,6 +64,7 @@ class Group {
   static std::vector<char> steps_apart(const Program& p, bool apart);
   void compute(size_t step);
   void import(const Step& s, size_t step);
+  void import_places(const Step& s, const Places& places);
   void gather(const Step& s);
   void pick(const Step& s);
   void write(const Step& s);

@@ -44,7 +44,7 @@ bool may_drop_padding(const Program& p) {
   for (const Output& output : p.outputs)
     if (!output.picked) return false;
   for (const Step& s : p.steps) {
-    if (s.kind == StepKind::kImport) return false;
+    if (s.kind == StepKind::kImport && !s.by_position) return false;
     if (s.kind != StepKind::kAttention) continue;
     if (s.masks[0] < 0 || s.masks[1] >= 0) return false;
     attends = true;

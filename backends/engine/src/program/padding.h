@@ -10,7 +10,8 @@ namespace obert {
 struct Program;
 struct Run;
 
-// Whether a program hands out single tokens alone, gathers its embeddings itself, and masks every attention.
+// Whether a program hands out single tokens alone, reads nothing of tokens but their indices and masks, and masks every
+// attention.
 bool may_drop_padding(const Program& program);
 
 // Fills in Run::order and Run::kept from the masks; leaves them empty where all tokens count.

@@ -18,6 +18,7 @@ class Preparation {
  public:
   Preparation(const Program& p, Caller& caller) : p_(p), caller_(caller) {
     run_.spread.resize(p.steps.size());
+    run_.places.resize(p.steps.size());
     run_.masks.resize(p.steps.size());
   }
 
@@ -113,10 +114,7 @@ class Preparation {
     if (t.shape.size() < 2 || static_cast<size_t>(t.shape.back()) != width || t.type != Type::kFloat || (!one && !each))
       throw std::runtime_error("cosines or sines of shape " + text(t.shape) + " were expected to have " + std::to_string(width) +
                                " for each of " + std::to_string(run_.length) + " tokens");
-    const auto* data = static_cast<const float*>(t.data);
-    std::vector<float>& all = run_.spread[step];
-    all.reserve(run_.batch * run_.length * width);
-    for (size_t b = 0; b < (each ? 1 : run_.batch); ++b) all.insert(all.end(), data, data + rows * width);
+    run_.places[step] = {static_cast<const float*>(t.data), one ? 0 : run_.length};
   }
 
   // An input with fewer batches than the others is repeated.

@@ -12,6 +12,12 @@ struct Mask {
   size_t batch = 0, head = 0, query = 0;   // strides in floats, 0 where one serves all
 };
 
+// Rows for each place in a sequence.
+struct Places {
+  const float* data = nullptr;
+  size_t sequence = 0;   // rows from one sequence to the next, 0 where one serves all
+};
+
 // What all groups of one run share.
 struct Run {
   std::vector<Tensor> inputs;
@@ -19,6 +25,7 @@ struct Run {
   std::vector<float*> outputs;
   std::vector<std::array<Mask, 2>> masks;   // by step
   std::vector<std::vector<float>> spread;   // by step: inputs repeated over the batch
+  std::vector<Places> places;               // by step: imports by position
   std::vector<int64_t> leading;          // shape of the tokens
   size_t batch = 1, length = 0;
   // Where padding is dropped (see padding.h): the sequences, longest first, and how many tokens of each count.

@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "builder.h"
 #include "check.h"
+#include "modern.h"
 #include "../../src/program/prepare.h"
 #include "emulated_amx.h"
 #include "run.h"
@@ -143,6 +143,41 @@ void lengths(const Kernels* kernels) {
   CHECK(!may_drop_padding(Model(0, false, true).lowered(kernels)));
 }
 
+// With positions from outside, for all sequences or for each: they go with the sequences that are put in another order.
+void same_with_positions(const Kernels* kernels, bool for_each, int64_t batch, const std::vector<int>& lengths, int threads) {
+  Numbers r(17);
+  const Call call(r, batch, lengths, kLowest);
+  std::vector<float> results[2];
+  for (bool all_tokens : {false, true}) {
+    Written form;
+    form.for_each = for_each;
+    Modern m(form, static_cast<int>(batch), static_cast<int>(call.length));
+    const int ids = m.b.input("ids"), mask = m.b.input("mask"), cosine = m.table("cosine"), sine = m.table("sine");
+    int x = layer_norm(m.b, m.r, m.b.node("Gather", {m.b.constant({50, kWidth}, m.r.normals(50 * kWidth)), ids}), kWidth);
+    for (int layer = 0; layer < 2; ++layer) x = m.layer(x, mask, cosine, sine);
+    m.b.output(quantized_linear(m.b, m.r, m.b.fake_quantize(m.b.token(x, 0), 0.03f, 125), kWidth, 6, 1.f));
+    if (all_tokens) m.b.output(x);
+    const Executor executor(lower(m.b.graph, match(m.b.graph), signature_of(m.b.graph), kernels), threads);
+    CHECK_SAME(executor.program().drops_padding, !all_tokens);
+    Threads c = call.caller(threads);
+    std::vector<std::vector<float>> tables;
+    for (int table : {cosine, sine}) {
+      const Array& a = m.known.at(table);
+      tables.emplace_back(a.data.begin(), a.data.end());
+      c.inputs.push_back({Type::kFloat, tables.back().data(), a.shape});
+    }
+    executor.run(c);
+    const auto* floats = reinterpret_cast<const float*>(c.outputs.back().data());
+    results[all_tokens].assign(floats, floats + batch * 6);
+  }
+  float largest = 0, off = 0;
+  for (size_t i = 0; i < results[0].size(); ++i) {
+    largest = std::fmax(largest, std::fabs(results[1][i]));
+    off = std::fmax(off, std::fabs(results[1][i] - results[0][i]));
+  }
+  CHECK(off <= .05f * largest, "%s off by %g of %g", kernels->name, off, largest);
+}
+
 }  // namespace
 
 int main() {
@@ -157,6 +192,11 @@ int main() {
       same_results(k, Call(r, 3, {70, 3, 20}, kLowest), 0, threads);
       same_results(k, Call(r, 40, {20, 1, 60, 7, 33}, kLowest), 0, threads);
       same_results(k, Call(r, 9, {100, 0, 8}, kLowest, 103), 1, threads);
+      for (bool for_each : {false, true}) {
+        same_with_positions(k, for_each, 1, {5}, threads);
+        same_with_positions(k, for_each, 3, {70, 3, 20}, threads);
+        same_with_positions(k, for_each, 40, {20, 1, 60, 7, 33}, threads);
+      }
     }
   }
   return check::report("padding");

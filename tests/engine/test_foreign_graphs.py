@@ -77,9 +77,58 @@ class Encoder(nn.Module):
         return logits
 
 
+class RotaryLayer(nn.Module):
+    """A layer as newer encoders have it: one matrix for queries, keys and values, one for gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.o = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH)
+        self.first, self.second = nn.LayerNorm(WIDTH, bias=False), nn.RMSNorm(WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 2 * INNER), nn.Linear(INNER, WIDTH)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """``x`` [batch, tokens, WIDTH]; ``mask``: which keys count."""
+        batch, tokens, _ = x.shape
+        size = WIDTH // HEADS
+        q, k, v = self.qkv(self.first(x)).view(batch, tokens, 3, HEADS, size).unbind(2)
+        steps = 100.0 ** (-torch.arange(0, size, 2) / size)
+        angles = torch.arange(tokens)[None, :, None] * torch.cat([steps, steps])
+        cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+
+        def rotated(heads: torch.Tensor) -> torch.Tensor:
+            left, right = heads[..., : size // 2], heads[..., size // 2 :]
+            return heads * cos + torch.cat([-right, left], -1) * sin
+
+        q, k = rotated(q.transpose(1, 2)), rotated(k.transpose(1, 2))
+        y = nn.functional.scaled_dot_product_attention(q, k, v.transpose(1, 2), mask)
+        x = x + self.o(y.transpose(1, 2).reshape(batch, tokens, WIDTH))
+        gate, up = self.up(self.second(x)).chunk(2, -1)
+        summed: torch.Tensor = x + self.down(nn.functional.silu(gate) * up)
+        return summed
+
+
+class RotaryEncoder(nn.Module):
+    """Embedding, two layers, norm and head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm = nn.Embedding(WORDS, WIDTH), nn.LayerNorm(WIDTH)
+        self.layers = nn.ModuleList([RotaryLayer() for _ in range(2)])
+        self.last, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, LABELS)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Logits of each token of ids and a mask of ones and zeros, both [batch, tokens]."""
+        x = self.norm(self.words(ids))
+        counts = mask[:, None, None, :].bool().expand(-1, 1, ids.shape[1], -1)
+        for layer in self.layers:
+            x = layer(x, counts)
+        logits: torch.Tensor = self.head(self.last(x))
+        return logits
+
+
 def _export(file: Path, exporter: str) -> None:
     torch.manual_seed(0)
-    model = Encoder().eval()
+    model = (RotaryEncoder() if exporter.startswith("rotary") else Encoder()).eval()
     inputs = (torch.randint(0, WORDS, (BATCH, LENGTH)), torch.ones(BATCH, LENGTH, dtype=torch.long))
     options: dict[str, Any] = {"input_names": ["ids", "mask"], "output_names": ["logits"]}
     if exporter == "torchscript":
@@ -90,8 +139,9 @@ def _export(file: Path, exporter: str) -> None:
             "dynamic_axes": {"ids": axes, "mask": axes},
         }
     else:
-        options |= {"dynamo": True, "opset_version": 20, "external_data": False}
-    if exporter == "dynamic":
+        opset = int(exporter.partition(" ")[2] or 20)
+        options |= {"dynamo": True, "opset_version": opset, "external_data": False}
+    if exporter not in {"static", "torchscript"}:
         sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
         options["dynamic_shapes"] = {"ids": sizes, "mask": sizes}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -177,6 +227,35 @@ def test_quantised_by_onnx_runtime(
         # A quantised output moves by whole steps.
         if np.abs(found - expected).max() > 1.01 * step:
             assert_close([found], [expected])
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_rotary_quantised_by_onnx_runtime(
+    opset: int,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+    both: Callable[..., Pair],
+    assert_close: AssertClose,
+) -> None:
+    """Opset 23 has attention, rotary embeddings and RMSNorm as ops of their own."""
+    float32 = shutil.copy(exported(f"rotary {opset}"), tmp_path / "float32.onnx")
+    model = tmp_path / "model.onnx"
+    options: dict[str, Any] = {"per_channel": True, "op_types_to_quantize": ["MatMul", "Gemm"]}
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    # What multiplies two computed tensors is attention, which stays float.
+    options["extra_options"] = {"MatMulConstBOnly": True}
+    quantize_static(float32, model, Calibration(), QuantFormat.QDQ, **types, **options)
+    assert (opset == 23) == any(n.op_type == "Attention" for n in onnx.load(model).graph.node)
+    ours, theirs = both(model)
+    claims = engine_use(ours).claims
+    assert claims is not None
+    assert not claims.left, claims.describe()
+    assert claims.parts == 1
+    for batch, length in ((BATCH, LENGTH), (1, 1), (3, 33), (2, 65), (9, 7)):
+        feed = feed_of(batch, length, seed=1)
+        assert_close(ours.run(None, feed), theirs.run(None, feed))
+    feed["mask"][:] = 0
+    assert_close(ours.run(None, feed), theirs.run(None, feed))
 
 
 def test_dense_float_is_left_alone_and_named(exported: Callable[[str], Path]) -> None:

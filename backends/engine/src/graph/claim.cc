@@ -125,7 +125,7 @@ void tell_of_unpacked(const Graph& g, Claims& claims) {
   }
 }
 
-const char* const kWorthAReason[] = {"MatMul", "Gemm", "Softmax", "LayerNormalization", "RMSNormalization"};
+const char* const kWorthAReason[] = {"MatMul", "Gemm", "Softmax", "Attention", "LayerNormalization", "RMSNormalization"};
 
 }  // namespace
 

@@ -108,6 +108,8 @@ bool Matcher::absorb(int n) {
   if (op == "Neg") return negate(n);
   if (op == "Concat") return turn(n);
   if (op == "Softmax") return softmax(n);
+  if (op == "Attention") return attention(n);
+  if (op == "RotaryEmbedding") return rotary_embedding(n);
   if (op == "IsNaN") return is_nan(n);
   if (op == "Where") return nan_to_zero(n);
   if (op == "LayerNormalization" || op == "RMSNormalization") return layer_norm(n);

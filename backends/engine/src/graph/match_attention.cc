@@ -156,6 +156,53 @@ bool Matcher::softmax(int n) {
   return show(n, v);
 }
 
+bool Matcher::may_mask(int value, bool booleans, const char*& why) const {
+  why = "what is added to its scores is computed in the engine";
+  if (value < 0 || view(value).held() || row_of_[value] >= 0) return false;
+  const Constant* c = g_.constant(value);
+  why = "what is added to its scores is no float constant";
+  return !c || (c->data && (c->type == Type::kFloat || (booleans && c->type == Type::kBool)));
+}
+
+bool Matcher::attention(int n) {
+  const Node& p = node(n);
+  View q = view(in(n, 0)), k = view(in(n, 1)), v = view(in(n, 2));
+  if (!q.held() || !k.held() || !v.held()) return fail("it reads queries, keys or values that the engine does not hold");
+  for (size_t i = 4; i < p.inputs.size(); ++i)
+    if (p.inputs[i] >= 0) return fail("it has a cache, or sequences of given lengths");
+  for (size_t i = 1; i < p.outputs.size(); ++i)
+    if (p.outputs[i] >= 0 && (g_.values[p.outputs[i]].is_output || !g_.values[p.outputs[i]].consumers.empty()))
+      return fail("its scores, or keys and values for a cache, are read");
+  if (p.integer("is_causal", 0) != 0 || p.real("softcap", 0.f) != 0.f) return fail("it is causal, or caps its scores");
+  const bool tokens = q.layout == Layout::kTokens;
+  if (tokens) {
+    const int64_t heads = p.integer("q_num_heads", 0);
+    const int width = m_.ops[q.op].width;
+    if (heads < 1 || heads != p.integer("kv_num_heads", 0) || width % heads != 0) return fail("its queries and keys differ in heads");
+    q.head_dim = k.head_dim = v.head_dim = static_cast<int>(width / heads);
+  }
+  for (const View* x : {&q, &k, &v})
+    if (x->layout != (tokens ? Layout::kTokens : Layout::kHeads) || x->form == Form::kQuantized || x->head_dim != q.head_dim ||
+        m_.ops[x->op].width != m_.ops[q.op].width)
+      return fail("its queries, keys and values differ in heads or size");
+  if (v.factor != 1.f) return fail("its values are scaled");
+  const char* why = nullptr;
+  if (in(n, 3) >= 0 && !may_mask(in(n, 3), true, why)) return fail(why);
+  Op op;
+  op.kind = OpKind::kAttention;
+  op.inputs = {float_heads(q), float_heads(k), float_heads(v)};
+  op.width = m_.ops[q.op].width;
+  op.head_dim = q.head_dim;
+  op.scale = q.factor * k.factor * p.real("scale", 1.f / std::sqrt(static_cast<float>(q.head_dim)));
+  op.masks[0] = in(n, 3);
+  op.nan_to_zero = true;   // as ONNX Runtime has it where a mask leaves no key
+  View y;
+  y.op = add(op);
+  y.layout = q.layout;
+  y.head_dim = tokens ? 0 : q.head_dim;
+  return show(n, y);
+}
+
 bool Matcher::context(int n, const View& p, const View& value) {
   if (value.layout != Layout::kHeads || value.form == Form::kQuantized || value.head_dim != p.head_dim ||
       m_.ops[value.op].width != m_.ops[p.op].width || value.factor != 1.f)

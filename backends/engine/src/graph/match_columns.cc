@@ -1,6 +1,6 @@
 // Some features of a product, or one of the parts that it stacks (queries, keys and values of one matrix). Each is a product
-// of its own with the same input: what exporters write as several products meets the same steps, and products of one input
-// are joined again when steps are made.
+// of its own with the same input, and with what comes after it feature by feature: what exporters write as several products
+// meets the same steps, and products of one input are joined again when steps are made.
 #include "matcher_state.h"
 
 #include <algorithm>
@@ -10,6 +10,8 @@
 
 namespace obert {
 namespace {
+
+constexpr int kDeepest = 16;   // roundings, biases and activations behind a product before it is cut
 
 std::optional<int64_t> only(const std::optional<std::vector<int64_t>>& list) {
   return list && list->size() == 1 ? std::optional<int64_t>(list->front()) : std::nullopt;
@@ -36,7 +38,6 @@ View Matcher::part(const View& v, int64_t axis, int64_t begin, int64_t end) {
     w.layout = begin == 0 ? Layout::kFirstHalf : Layout::kSecondHalf;
     return w;
   }
-  if (v.form != Form::kFloat) return w;
   if (v.layout == Layout::kTokens) {
     w.op = columns(v.op, static_cast<int>(begin), static_cast<int>(end - begin));
   } else if (end == begin + 1) {
@@ -48,14 +49,25 @@ View Matcher::part(const View& v, int64_t axis, int64_t begin, int64_t end) {
   return w;
 }
 
-int Matcher::columns(int op, int begin, int width) {
+int Matcher::columns(int op, int begin, int width, int depth) {
   Op some = m_.ops[op];
-  if (some.kind != OpKind::kLinear) return -1;
-  some.begin += begin;
+  if (some.kind == OpKind::kLinear) {
+    some.begin += begin;
+  } else {
+    const bool by_feature = some.kind == OpKind::kQuantize || some.kind == OpKind::kDequantize || some.kind == OpKind::kActivate ||
+                            some.kind == OpKind::kShift;
+    if (!by_feature || depth == kDeepest) return -1;
+    some.inputs = {columns(some.inputs[0], begin, width, depth + 1)};
+    if (some.inputs[0] < 0) return -1;
+    if (some.kind == OpKind::kShift) some.beta.assign(m_.ops[op].beta.begin() + begin, m_.ops[op].beta.begin() + begin + width);
+  }
   some.width = width;
   for (size_t i = 0; i < m_.ops.size(); ++i) {
     const Op& o = m_.ops[i];
-    if (o.kind == OpKind::kLinear && o.weights == some.weights && o.begin == some.begin && o.width == width) return static_cast<int>(i);
+    if (o.kind == some.kind && o.inputs == some.inputs && o.width == width && o.weights == some.weights && o.begin == some.begin &&
+        o.activation == some.activation && o.beta == some.beta && o.quantization.same(some.quantization) &&
+        o.quantization.is_signed == some.quantization.is_signed)
+      return static_cast<int>(i);
   }
   return add(some);
 }

@@ -39,9 +39,8 @@ bool Matcher::sum(int n) {
 
 bool Matcher::masked(int n, View v, int mask) {
   if (v.masks[1] >= 0) return fail("more than two masks are added to the scores of one attention");
-  if (mask < 0 || view(mask).held() || row_of_[mask] >= 0) return fail("what is added to its scores is computed in the engine");
-  const Constant* c = g_.constant(mask);
-  if (c && (c->type != Type::kFloat || !c->data)) return fail("what is added to its scores is no float constant");
+  const char* why = nullptr;
+  if (!may_mask(mask, false, why)) return fail(why);
   v.masks[v.masks[0] >= 0 ? 1 : 0] = mask;
   return show(n, v);
 }

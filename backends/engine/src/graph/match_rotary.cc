@@ -38,19 +38,47 @@ bool Matcher::rotate(int n, const View& a, const View& b) {
   const bool first = a.layout == Layout::kTimesCosine;
   const View &plain = first ? a : b, &turned = first ? b : a;
   if (!b.held() || plain.layout != Layout::kTimesCosine || turned.layout != Layout::kTurnedTimesSine || !same_heads(a, b)) return false;
-  const int cosine = by_position(plain.table, plain.head_dim), sine = by_position(turned.table, plain.head_dim);
+  View v = plain;
+  v.layout = plain.heads;
+  v.table = -1;
+  return rotated(n, v, by_position(plain.table, plain.head_dim), by_position(turned.table, plain.head_dim));
+}
+
+bool Matcher::rotated(int n, const View& x, int cosine, int sine) {
   if (cosine < 0 || sine < 0) return false;
   Op op;
   op.kind = OpKind::kRotary;
-  op.inputs = {float_heads(plain), cosine, sine};
-  op.width = m_.ops[plain.op].width;
-  op.head_dim = plain.head_dim;
-  View v = plain;
+  op.inputs = {float_heads(x), cosine, sine};
+  op.width = m_.ops[x.op].width;
+  op.head_dim = x.head_dim;
+  View v = x;
   v.op = add(op);
   v.form = Form::kFloat;
-  v.layout = plain.heads;
-  v.table = -1;
   return show(n, v);
+}
+
+bool Matcher::rotary_embedding(int n) {
+  const Node& p = node(n);
+  View x = view(in(n, 0));
+  const bool tokens = x.layout == Layout::kTokens;
+  if (!x.held() || x.form == Form::kQuantized || (!tokens && x.layout != Layout::kHeads) || (tokens && !x.plain())) return false;
+  if (tokens) {
+    const int64_t heads = p.integer("num_heads", 0);
+    if (heads < 1 || m_.ops[x.op].width % heads != 0) return false;
+    x.head_dim = static_cast<int>(m_.ops[x.op].width / heads);
+  }
+  const int64_t some = p.integer("rotary_embedding_dim", 0);
+  if (p.integer("interleaved", 0) != 0 || in(n, 3) >= 0 || x.head_dim % 2 != 0 || (some != 0 && some != x.head_dim)) return false;
+  // [batch, sequence, head_dim / 2], where no indices choose rows of it.
+  for (size_t i : {1, 2}) {
+    const int table = in(n, i);
+    if (table < 0 || view(table).held() || row_of_[table] >= 0) return false;
+    const Value& v = g_.values[table];
+    const std::vector<int64_t>& shape = v.is_constant ? v.constant.shape : v.shape;
+    if (v.is_constant && (v.constant.type != Type::kFloat || !v.constant.data || !whole(v.constant))) return false;
+    if (shape.size() != 3 || shape.back() != x.head_dim / 2) return false;
+  }
+  return rotated(n, x, by_position(in(n, 1), x.head_dim / 2), by_position(in(n, 2), x.head_dim / 2));
 }
 
 int Matcher::position_table(int value, Layout heads, int width) {

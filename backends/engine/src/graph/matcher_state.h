@@ -121,8 +121,8 @@ class Matcher {
   View part(const View& v, int64_t axis, int64_t begin, int64_t end);
   // The elements along an axis that can be cut, 0 for others.
   int64_t extent(const View& v, int64_t axis) const;
-  // Some outputs of a product as a product of their own, or -1.
-  int columns(int op, int begin, int width);
+  // Some features of what comes of a product as the results of a product of their own, or -1.
+  int columns(int op, int begin, int width, int depth = 0);
 
   // Rotary position embeddings.
   static bool whole_heads(const View& v) { return v.layout == Layout::kHeads || v.layout == Layout::kSequenceHeads; }
@@ -134,6 +134,8 @@ class Matcher {
   // Heads, turned or not, times cosines or sines.
   bool times_table(int n, View v, int table);
   bool rotate(int n, const View& a, const View& b);
+  bool rotary_embedding(int n);
+  bool rotated(int n, const View& x, int cosine, int sine);
   // The value that holds a row of `width` for each position and broadcasts as `value` does over heads in that layout,
   // -1 where it cannot be told. Takes an Unsqueeze in, so that layers share what they unsqueeze anew.
   int position_table(int value, Layout heads, int width);
@@ -159,6 +161,10 @@ class Matcher {
   bool is_nan(int n);
   bool nan_to_zero(int n);
   bool softmax(int n);
+  // Attention, whole, as opset 23 has it.
+  bool attention(int n);
+  // A value that may be added to scores, or says which count; `why` it may not.
+  bool may_mask(int value, bool booleans, const char*& why) const;
   bool context(int n, const View& p, const View& value);
   // Shape, Gather, Concat and their like whose results only claimed nodes read: left outside they
   // would make the engine hand out hidden states for the sake of their shape.

@@ -138,7 +138,8 @@ struct LayerNorm {
 struct Rotary {
   int features = 0, head_dim = 0;     // head_dim is even and divides features
   const float* x = nullptr;           // panel [features][kPanel]
-  const float *cosine = nullptr, *sine = nullptr;   // panels [head_dim][kPanel]: of each token's position
+  const float *cosine = nullptr, *sine = nullptr;   // panels [head_dim][kPanel]: of each token's position. Or
+  bool halves = false;                // [head_dim / 2][kPanel]: the same for both halves
   float* out = nullptr;               // panel [features][kPanel]
 };
 

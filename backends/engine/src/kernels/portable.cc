@@ -231,9 +231,9 @@ void rotate(const Rotary& r, int groups) {
   const auto at = [](int f, int t) { return static_cast<size_t>(f) * kPanel + static_cast<size_t>(t); };
   for (int f = 0; f < r.features; ++f)
     for (int t = 0; t < groups * kGroup; ++t) {
-      const int d = f % r.head_dim;
+      const int d = f % r.head_dim, row = r.halves ? d % half : d;
       const double other = d < half ? -static_cast<double>(r.x[at(f + half, t)]) : r.x[at(f - half, t)];
-      r.out[at(f, t)] = static_cast<float>(static_cast<double>(r.x[at(f, t)]) * r.cosine[at(d, t)] + other * r.sine[at(d, t)]);
+      r.out[at(f, t)] = static_cast<float>(static_cast<double>(r.x[at(f, t)]) * r.cosine[at(row, t)] + other * r.sine[at(row, t)]);
     }
 }
 

@@ -9,7 +9,7 @@ namespace {
 void rotate(const Rotary& rotary, int groups) {
   const Rotary r = rotary;   // of what its address is known the compiler would have to read anew after every store
   const int half = r.head_dim / 2, tokens = groups * kGroup;
-  const size_t second = static_cast<size_t>(half) * kPanel;
+  const size_t second = static_cast<size_t>(half) * kPanel, other = r.halves ? 0 : second;   // rows of x, rows of tables
   for (int head = 0; head < r.features; head += r.head_dim)
     for (int d = 0; d < half; ++d) {
       const size_t row = static_cast<size_t>(d) * kPanel;
@@ -18,7 +18,7 @@ void rotate(const Rotary& rotary, int groups) {
       for (int t = 0; t < tokens; t += kLanes) {
         const F32 a = load(x + t), b = load(x + second + t);
         store(out + t, fnma(b, load(sine + t), mul(a, load(cosine + t))));
-        store(out + second + t, fma(a, load(sine + second + t), mul(b, load(cosine + second + t))));
+        store(out + second + t, fma(a, load(sine + other + t), mul(b, load(cosine + other + t))));
       }
     }
 }

@@ -270,6 +270,7 @@ void Group::rotate(const Step& s) {
     Rotary r;
     r.features = c.end - c.begin;
     r.head_dim = s.head_dim;
+    r.halves = s.cosine.width != s.head_dim;
     r.x = floats(s.x, c.panel) + first;
     r.cosine = floats(s.cosine, c.panel);
     r.sine = floats(s.sine, c.panel);

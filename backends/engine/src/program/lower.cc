@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "narrow.h"
+#include "prepare.h"
 #include "share_memory.h"
 #include "weights.h"
 
@@ -282,7 +283,8 @@ class Lowering {
   int constant_or_input(int value) {
     const Constant* c = g_.constant(value);
     if (!c) return input_index(value);
-    p_.constants.push_back({c->shape, std::vector<float>(c->as<float>(), c->as<float>() + c->count)});
+    p_.constants.push_back({c->shape, c->type == Type::kBool ? added(c->as<uint8_t>(), c->count)
+                                                             : std::vector<float>(c->as<float>(), c->as<float>() + c->count)});
     return kConstants + static_cast<int>(p_.constants.size()) - 1;
   }
 

@@ -2,6 +2,7 @@
 
 #include "padding.h"
 
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -157,6 +158,7 @@ class Preparation {
     const Step& s = p_.steps[step];
     int from = s.masks[which];
     const Tensor t = constant_or_input(from);
+    if (t.type != Type::kFloat && t.type != Type::kBool) throw std::runtime_error("a mask was expected in float32, or of booleans");
     auto heads = static_cast<size_t>(s.x.width / s.head_dim);
     size_t most[4] = {run_.batch, heads, run_.length, run_.length};
     size_t shape[4] = {1, 1, 1, 1};
@@ -170,6 +172,11 @@ class Preparation {
                                      static_cast<int64_t>(run_.length), static_cast<int64_t>(run_.length)}));
     Mask& m = run_.masks[step][which];
     m.data = static_cast<const float*>(t.data);
+    if (t.type == Type::kBool) {
+      auto [known, fresh] = run_.added.try_emplace(from);
+      if (fresh) known->second = added(static_cast<const uint8_t*>(t.data), count(t.shape, t.shape.size()));
+      m.data = known->second.data();
+    }
     m.query = shape[2] == 1 ? 0 : shape[3];
     m.head = shape[1] == 1 ? 0 : shape[2] * shape[3];
     m.batch = shape[0] == 1 ? 0 : shape[1] * shape[2] * shape[3];
@@ -181,6 +188,12 @@ class Preparation {
 };
 
 }  // namespace
+
+std::vector<float> added(const uint8_t* counts, size_t count) {
+  std::vector<float> floats(count);
+  for (size_t i = 0; i < count; ++i) floats[i] = counts[i] ? 0.f : -std::numeric_limits<float>::infinity();
+  return floats;
+}
 
 Run prepare(const Program& program, Caller& caller) { return Preparation(program, caller).prepare(); }
 

@@ -1,6 +1,7 @@
 // What one run works on: its inputs, checked against each other and against the program, and its outputs.
 #pragma once
 #include <array>
+#include <map>
 #include <vector>
 
 #include "program.h"
@@ -26,6 +27,7 @@ struct Run {
   std::vector<std::array<Mask, 2>> masks;   // by step
   std::vector<std::vector<float>> spread;   // by step: inputs repeated over the batch
   std::vector<Places> places;               // by step: imports by position
+  std::map<int, std::vector<float>> added;  // by input: what masks of booleans add to scores
   std::vector<int64_t> leading;          // shape of the tokens
   size_t batch = 1, length = 0;
   // Where padding is dropped (see padding.h): the sequences, longest first, and how many tokens of each count.
@@ -35,6 +37,9 @@ struct Run {
   // Of the longest from the i-th on.
   size_t tokens_from(size_t i) const { return kept.empty() ? length : kept[i]; }
 };
+
+// What a mask of which keys count adds to scores.
+std::vector<float> added(const uint8_t* counts, size_t count);
 
 // Throws std::runtime_error where the inputs do not fit together.
 Run prepare(const Program& program, Caller& caller);

@@ -41,9 +41,9 @@ void check_form(const Kernels* kernels, const Written& form, int layers, int bat
   }
   CHECK_SAME(rotations, 2 * layers);
   // Layers share them, though each unsqueezes them anew.
-  if (form.table == Written::kUnsqueezed || form.table == Written::kFourDimensions) CHECK_SAME(tables, 2);
-  // Queries, keys and values are one, but for the layer whose queries are of one token; then attention's output and three.
-  CHECK_SAME(products, 5 * layers + (form.picked ? 2 : 0));
+  if (form.ops != Written::kParts || form.table == Written::kUnsqueezed || form.table == Written::kFourDimensions) CHECK_SAME(tables, 2);
+  // Queries, keys and values are one, unless they are rounded, and but for the layer whose queries are of one token; then attention's output and three.
+  CHECK_SAME(products, form.rounded ? 7 * layers + form.picked : 5 * layers + 2 * form.picked);
   const Array got = run_engine(m.b.graph, m.known, kernels, 2).at(x), expected = Reference(m.b.graph).run(m.known).at(x);
   CHECK(got.shape == expected.shape);
   double most = 0, sum = 0;
@@ -103,12 +103,14 @@ int main() {
         f.before_transpose = table != Written::kTwoDimensions && pick % 3 == 0;
         f.scaled = pick % 2 == 1;
         f.masked = pick % 3 == 1;
+        f.rounded = (stack + 2 * table) % 3 == 1;
         f.norm = static_cast<Written::Norm>((2 * static_cast<int>(stack) + static_cast<int>(table)) % 5);
+        if (table == Written::kTwoDimensions) f.ops = pick % 2 ? Written::kWhole : Written::kWholeOfTokens;
         check_form(k, f, 1, 1, 70);
         check_form(k, f, 2, 3, 21);
         f.picked = true;
         check_form(k, f, 2, 2, 33);
-        f.for_each = table != Written::kTwoDimensions;
+        f.for_each = f.ops != Written::kParts || table != Written::kTwoDimensions;
         if (table != Written::kConstant) check_form(k, f, 1, 3, 17);
         f.picked = false;
         check_form(k, f, 2, 3, 67);

@@ -145,6 +145,8 @@ class Reference {
     if (n.op == "Softmax") return softmax(in(0));
     if (n.op == "LayerNormalization") return layer_norm(n);
     if (n.op == "RMSNormalization") return rms_norm(n);
+    if (n.op == "RotaryEmbedding") return rotary(in(0), in(1), in(2), n.integer("num_heads", 0));
+    if (n.op == "Attention") return attention(n);
     if (n.op == "Pow") return broadcast(in(0), in(1), [](double x, double y) { return std::pow(x, y); });
     if (n.op == "Div") return broadcast(in(0), in(1), [](double x, double y) { return x / y; });
     if (n.op == "Sqrt") return each(in(0), [](double x) { return std::sqrt(x); });
@@ -277,6 +279,44 @@ class Reference {
         a.data[row + i] = (a.data[row + i] - mean) / std::sqrt(variance + node.real("epsilon", 1e-5f)) * gamma.data[i] + beta.data[i];
     }
     return a;
+  }
+
+  // [batch, sequence, heads * size] as heads, and back.
+  static Array heads_of(Array a, int64_t heads) {
+    a.shape = {a.shape[0], a.shape[1], heads, a.shape[2] / heads};
+    return transpose(a, {0, 2, 1, 3});
+  }
+  static Array tokens_of(const Array& a) {
+    Array t = transpose(a, {0, 2, 1, 3});
+    t.shape = {t.shape[0], t.shape[1], t.shape[2] * t.shape[3]};
+    return t;
+  }
+
+  // Of heads, or of tokens; tables are [batch or 1, sequence, size / 2].
+  static Array rotary(const Array& x, const Array& cosine, const Array& sine, int64_t heads) {
+    if (x.shape.size() == 3) return tokens_of(rotary(heads_of(x, heads), cosine, sine, heads));
+    const auto half = static_cast<size_t>(x.shape[3] / 2), length = static_cast<size_t>(x.shape[2]), rows = static_cast<size_t>(x.shape[1]) * length;
+    Array y = x;
+    for (size_t at = 0; at < x.data.size(); at += 2 * half) {
+      const size_t row = at / (2 * half), sequence = cosine.shape[0] == 1 ? 0 : row / rows, table = (sequence * length + row % length) * half;
+      for (size_t d = 0; d < half; ++d) {
+        y.data[at + d] = x.data[at + d] * cosine.data[table + d] - x.data[at + half + d] * sine.data[table + d];
+        y.data[at + half + d] = x.data[at + half + d] * cosine.data[table + d] + x.data[at + d] * sine.data[table + d];
+      }
+    }
+    return y;
+  }
+
+  Array attention(const Node& n) {
+    Array q = get(n.inputs[0]), k = get(n.inputs[1]), v = get(n.inputs[2]);
+    const bool tokens = q.shape.size() == 3;
+    if (tokens)
+      for (Array* x : {&q, &k, &v}) *x = heads_of(*x, n.integer("q_num_heads", 0));
+    const double scale = n.real("scale", static_cast<float>(1 / std::sqrt(static_cast<double>(q.shape[3]))));
+    Array scores = each(product(q, transpose(k, {0, 1, 3, 2})), [scale](double x) { return x * scale; });
+    if (n.inputs.size() > 3) scores = broadcast(scores, get(n.inputs[3]), [](double x, double y) { return x + y; });
+    const Array y = product(softmax(scores), v);
+    return tokens ? tokens_of(y) : y;
   }
 
   static Array mean_of_last(const Array& a) {

@@ -89,7 +89,7 @@ class Graphs {
 
   int step() {
     Node n;
-    switch (in_.below(27)) {
+    switch (in_.below(29)) {
       case 0: case 1: case 2: return b_.node("MatMul", {pick(), matrix(true)});
       case 3: return b_.node("MatMul", {pick(), matrix(false)});
       case 4: case 5: return b_.fake_quantize(pick(), 0.05f, static_cast<uint8_t>(in_.below(255)));
@@ -111,6 +111,14 @@ class Graphs {
       }
       case 18: return b_.node("Unknown", {pick()});
       case 21: return b_.node("Slice", {pick(), edge(), edge(), edge(), b_.constant({1})});
+      case 27: {
+        n.ints["q_num_heads"] = n.ints["kv_num_heads"] = in_.below(5);
+        return b_.node("Attention", {pick(), pick(), pick(), in_.below(2) ? pick() : -1}, n);
+      }
+      case 28: {
+        n.ints["num_heads"] = in_.below(5);
+        return b_.node("RotaryEmbedding", {pick(), pick(), pick()}, n);
+      }
       case 22: return b_.node("Squeeze", {pick(), edge()});
       case 23: return b_.node("Neg", {pick()});
       case 24: return b_.node("Concat", {pick(), pick()}, with("axis", in_.below(5) - 1));

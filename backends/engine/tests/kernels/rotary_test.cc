@@ -6,10 +6,10 @@ using namespace obert;
 
 namespace {
 
-void check_case(int heads, int head_dim, int groups, const std::vector<const Kernels*>& tables) {
+void check_case(int heads, int head_dim, int groups, bool halves, const std::vector<const Kernels*>& tables) {
   Random random(static_cast<uint32_t>(heads * 1000 + head_dim + groups));
   const size_t features = static_cast<size_t>(heads) * static_cast<size_t>(head_dim), half = static_cast<size_t>(head_dim) / 2;
-  Buffer<float> x(features * kPanel), cosine(2 * half * kPanel), sine(cosine.size());
+  Buffer<float> x(features * kPanel), cosine((halves ? 1 : 2) * half * kPanel), sine(cosine.size());
   for (size_t i = 0; i < x.size(); ++i) x[i] = random.normal();
   // Halves of tables need not be alike.
   for (size_t i = 0; i < cosine.size(); ++i) cosine[i] = random.real(-1, 1), sine[i] = random.real(-1, 1);
@@ -19,6 +19,7 @@ void check_case(int heads, int head_dim, int groups, const std::vector<const Ker
     Rotary r;
     r.features = static_cast<int>(features);
     r.head_dim = head_dim;
+    r.halves = halves;
     r.x = x.data(), r.cosine = cosine.data(), r.sine = sine.data(), r.out = out.data();
     k->rotate(r, groups);
     for (size_t f = 0; f < features; ++f)
@@ -30,8 +31,9 @@ void check_case(int heads, int head_dim, int groups, const std::vector<const Ker
         }
         const size_t d = f % (2 * half), first = f - d;
         const size_t other = first + (d < half ? d + half : d - half);
-        const double plain = static_cast<double>(x[f * kPanel + t]) * cosine[d * kPanel + t];
-        const double turned = static_cast<double>(x[other * kPanel + t]) * sine[d * kPanel + t] * (d < half ? -1 : 1);
+        const size_t row = halves ? d % half : d;
+        const double plain = static_cast<double>(x[f * kPanel + t]) * cosine[row * kPanel + t];
+        const double turned = static_cast<double>(x[other * kPanel + t]) * sine[row * kPanel + t] * (d < half ? -1 : 1);
         CHECK(check::near(plain + turned, got, 3e-7 * (std::fabs(plain) + std::fabs(turned)) + 1e-30),
               "%s %d heads of %d, feature %zu token %zu: %g, got %g", k->name, heads, head_dim, f, t, plain + turned, got);
       }
@@ -45,6 +47,7 @@ int main() {
   tables.push_back(find_kernels("portable"));
   for (int heads : {1, 2, 12})
     for (int head_dim : {2, 6, 16, 64, 80})
-      for (int groups : {1, 2, 3, 4}) check_case(heads, head_dim, groups, tables);
+      for (int groups : {1, 2, 3, 4})
+        for (bool halves : {false, true}) check_case(heads, head_dim, groups, halves, tables);
   return check::report("rotary");
 }

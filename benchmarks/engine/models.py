@@ -72,12 +72,16 @@ def unpacked_model(folder: Path, layers: int, sparsity: int) -> Path:
 
 
 def _compiled(folder: Path, name: str, passes: list[str]) -> Path:
-    out = folder / name
+    return compile_into(folder / name, _checkpoint(folder), example_data(folder), passes)
+
+
+def compile_into(out: Path, checkpoint: Path, data: Path, passes: list[str]) -> Path:
+    """The ONNX file that ``passes`` make of ``checkpoint``, made once."""
     if not (out / "model.onnx").exists():
-        print(f"making {name}: {','.join(passes) or 'no passes'}", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "obert_compiler", "compile", str(_checkpoint(folder))]
+        print(f"making {out.name}: {','.join(passes) or 'no passes'}", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "obert_compiler", "compile", str(checkpoint)]
         command += ["-o", str(out), "--passes", ",".join(passes) or "none", "--overwrite"]
-        command += ["--data", str(_data(folder)), "--no-latency"]
+        command += ["--data", str(data), "--no-latency"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return out / "model.onnx"
 
@@ -96,7 +100,8 @@ def _checkpoint(folder: Path) -> Path:
     return checkpoint
 
 
-def _data(folder: Path) -> Path:
+def example_data(folder: Path) -> Path:
+    """Random tokens in ``folder``, made once."""
     data = folder / "data.npz"
     if not data.exists():
         ids = np.random.default_rng(0).integers(1000, 30000, (_EXAMPLES, _TOKENS))

@@ -133,7 +133,9 @@ bool Matcher::pass(int n) {
 void Matcher::claim_shape_arithmetic() {
   static const char* const kOps[] = {"Shape", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Cast", "Mul", "Div",
                                      // what a packed matrix is put among, and waits for
-                                     "ConstantOfShape", "Expand", "Abs", "Add", "QuantizeLinear", "DequantizeLinear"};
+                                     "ConstantOfShape", "Expand", "Abs", "Add", "QuantizeLinear", "DequantizeLinear",
+                                     // of factors
+                                     "Sqrt", "Reciprocal"};
   for (int n = static_cast<int>(g_.nodes.size()) - 1; n >= 0; --n) {
     if (m_.claimed[n] || barred_[n]) continue;
     if (std::none_of(std::begin(kOps), std::end(kOps), [&](const char* op) { return node(n).op == op; })) continue;
@@ -149,7 +151,9 @@ void Matcher::claim_shape_arithmetic() {
 
 bool Matcher::feeds_shape(int consumer, int value) const {
   if (arithmetic_[consumer] || unpacks_[consumer]) return true;
-  return m_.claimed[consumer] && node(consumer).op == "Reshape" && in(consumer, 0) != value && view(out(consumer)).held();
+  if (m_.claimed[consumer] && factor_of_[consumer] == value) return true;
+  const bool shaped = node(consumer).op == "Reshape" || node(consumer).op == "Slice";
+  return m_.claimed[consumer] && shaped && in(consumer, 0) != value && view(out(consumer)).held();
 }
 
 double Densities::of(const Weights& weights) {

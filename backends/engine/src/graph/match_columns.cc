@@ -72,6 +72,12 @@ int Matcher::columns(int op, int begin, int width, int depth) {
   return add(some);
 }
 
+std::optional<int64_t> Matcher::bound(int value) const {
+  if (g_.constant(value)) return only(integers(g_, value));
+  auto dims = shape_elements(g_, value, [this](int x) { return shape_of(x); });
+  return dims && dims->size() == 1 && dims->front().kind == Dim::kNumber ? std::optional<int64_t>(dims->front().number) : std::nullopt;
+}
+
 bool Matcher::cut(int n) {
   const View v = view(in(n, 0));
   if (!v.held() || out(n) < 0) return false;
@@ -83,12 +89,12 @@ bool Matcher::cut(int n) {
     if (g_.constant(in(n, 1))->shape.empty()) w.layout = Layout::kSequenceHeads;
     return w.held() && show(n, w);
   }
-  const auto begin = only(integers(g_, in(n, 1))), end = only(integers(g_, in(n, 2))), axis = only(integers(g_, in(n, 3)));
+  const auto begin = bound(in(n, 1)), end = bound(in(n, 2)), axis = only(integers(g_, in(n, 3)));
   if (!begin || !end || !axis) return false;
   if (in(n, 4) >= 0 && only(integers(g_, in(n, 4))) != 1) return false;
   const int64_t size = extent(v, *axis);
-  const auto bound = [size](int64_t at) { return at < 0 ? std::max<int64_t>(at, -size) + size : std::min(at, size); };
-  const View w = part(v, *axis, bound(*begin), bound(*end));
+  const auto inside = [size](int64_t at) { return at < 0 ? std::max<int64_t>(at, -size) + size : std::min(at, size); };
+  const View w = part(v, *axis, inside(*begin), inside(*end));
   return w.held() && show(n, w);
 }
 

@@ -71,12 +71,13 @@ bool Matcher::scaled(int n) {
   View v = view(a);
   if (!v.held() || v.form == Form::kQuantized) return false;
   if (!division && times_table(n, v, b)) return true;
-  if (v.layout > Layout::kNotANumber && v.layout != Layout::kPicked) return false;
+  if (cut_heads(v)) return false;
   if (v.layout != Layout::kTokens && v.layout != Layout::kPicked && v.layout != Layout::kProbabilities) {
-    auto f = scalar(g_, b);
+    auto f = factor(b);
     if (!f || !std::isfinite(*f) || *f == 0 || std::fabs(*f) > kHugeMask) return false;
     if (v.masks[0] >= 0) return fail("its scores are scaled after a mask was added");
     v.factor *= division ? 1.f / *f : *f;
+    factor_of_[n] = b;
     return show(n, v);
   }
   if (division || !plain_float(a) || !plain_float(b) || m_.ops[v.op].width != m_.ops[view(b).op].width ||
@@ -87,6 +88,28 @@ bool Matcher::scaled(int n) {
   op.inputs = {v.op, view(b).op};
   op.width = m_.ops[v.op].width;
   return show(n, add(op));
+}
+
+std::optional<float> Matcher::factor(int value, int depth) const {
+  constexpr int kDeepest = 8;
+  if (auto constant = scalar(g_, value)) return constant;
+  const Node* p = g_.producer(value);
+  if (!p || p->inputs.empty() || depth == kDeepest || barred_[g_.values[value].producer]) return std::nullopt;
+  if (p->op == "Cast") {
+    // Of elements of a shape; what casts between floats is Identity by now.
+    auto dims = shape_elements(g_, p->inputs[0], [this](int x) { return shape_of(x); });
+    if (dims && dims->size() == 1 && dims->front().kind == Dim::kNumber) return static_cast<float>(dims->front().number);
+    return factor(p->inputs[0], depth + 1);
+  }
+  const auto operand = [&](size_t i) { return i < p->inputs.size() ? factor(p->inputs[i], depth + 1) : std::nullopt; };
+  if (p->op == "Sqrt" || p->op == "Reciprocal") {
+    auto x = operand(0);
+    return x ? std::optional<float>(p->op == "Sqrt" ? std::sqrt(*x) : 1.f / *x) : std::nullopt;
+  }
+  if (p->op != "Mul" && p->op != "Div") return std::nullopt;
+  auto x = operand(0), y = operand(1);
+  if (!x || !y) return std::nullopt;
+  return p->op == "Mul" ? *x * *y : *x / *y;
 }
 
 bool Matcher::activate_as(int n, int x, Activation activation) {

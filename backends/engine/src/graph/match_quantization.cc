@@ -9,6 +9,7 @@ bool Matcher::quantize(int n) {
   auto q = quantization(g_, node(n));
   int x = in(n, 0);
   if (!q) return false;
+  gathered(x, 0);
   View v = view(x);
   if (!v.held()) return false;   // from outside: see quantized_input
   if (v.layout == Layout::kScores || v.layout == Layout::kProbabilities) return round(n, v, *q);

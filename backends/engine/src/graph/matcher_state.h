@@ -25,6 +25,7 @@ class Matcher {
     row_of_.assign(g_.values.size(), -1);
     arithmetic_.assign(g_.nodes.size(), 0);
     unpacks_.assign(g_.nodes.size(), 0);
+    factor_of_.assign(g_.nodes.size(), -1);
   }
 
   Match run();
@@ -93,6 +94,8 @@ class Matcher {
   bool masked(int n, View v, int mask);
   bool add_bias(int n, int op, const std::vector<float>& bias, int value);
   bool scaled(int n);
+  // A scalar that is constant, or computed of the shape of a tensor as 1 / sqrt(head_dim) is.
+  std::optional<float> factor(int value, int depth = 0) const;
   bool activate_as(int n, int x, Activation activation);
   bool activate(int n);
   // The one node that reads `value`, -1 where there is none, or another, or a graph output.
@@ -115,6 +118,8 @@ class Matcher {
 
   // Features of a product, or one of the parts that it stacks: by Slice, Split, or Gather.
   bool cut(int n);
+  // Where a Slice begins or ends: constant, or computed of the shape of a tensor.
+  std::optional<int64_t> bound(int value) const;
   bool split(int n);
   bool squeeze(int n);
   // What lies at begin .. end along an axis of `size`, which may be negative as ONNX counts; not held where it is none of these.
@@ -125,6 +130,8 @@ class Matcher {
   int columns(int op, int begin, int width, int depth = 0);
 
   // Rotary position embeddings.
+  // Heads that a Slice or Split has cut, or that are about to be cut, and what is made of their halves.
+  static bool cut_heads(const View& v) { return v.layout >= Layout::kStackedHeads && v.layout <= Layout::kTurnedTimesSine; }
   static bool whole_heads(const View& v) { return v.layout == Layout::kHeads || v.layout == Layout::kSequenceHeads; }
   static bool same_heads(const View& a, const View& b) {
     return a.op == b.op && a.form == b.form && a.head_dim == b.head_dim && a.heads == b.heads && a.factor == b.factor;
@@ -169,7 +176,7 @@ class Matcher {
   // Shape, Gather, Concat and their like whose results only claimed nodes read: left outside they
   // would make the engine hand out hidden states for the sake of their shape.
   void claim_shape_arithmetic();
-  // Whether a claimed node reads `value` only as a shape.
+  // Whether a claimed node reads `value` only as a shape, or as a factor that was computed of one.
   bool feeds_shape(int consumer, int value) const;
 
   const Graph& g_;
@@ -181,6 +188,7 @@ class Matcher {
   std::vector<int> row_of_;    // by value: its term among the rows
   std::vector<char> arithmetic_;   // by node: claimed because it computes shapes for claimed nodes
   std::vector<char> unpacks_;      // by node: of the chain of a packed matrix
+  std::vector<int> factor_of_;     // by node: the value by which it scales heads or scores, -1: none
   std::string reason_;
 };
 

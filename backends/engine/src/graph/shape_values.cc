@@ -66,6 +66,18 @@ Dims slice(const Graph& g, const Node& n, const ShapeOf& shape_of, int depth) {
   return std::vector<Dim>(all->begin() + static_cast<std::ptrdiff_t>(from), all->begin() + static_cast<std::ptrdiff_t>(to));
 }
 
+// Of known numbers, as bounds of halves are computed.
+Dims arithmetic(const Graph& g, const Node& n, const ShapeOf& shape_of, int depth) {
+  Dims a = elements(g, n.inputs[0], shape_of, depth), b = n.inputs.size() > 1 ? elements(g, n.inputs[1], shape_of, depth) : std::nullopt;
+  constexpr int64_t kLarge = 1 << 30;
+  if (!a || !b || a->size() != 1 || b->size() != 1) return std::nullopt;
+  for (const Dim* d : {&a->front(), &b->front()})
+    if (d->kind != Dim::kNumber || d->number < 0 || d->number > kLarge) return std::vector<Dim>{Dim{}};
+  const int64_t x = a->front().number, y = b->front().number;
+  if (n.op == "Div" && y == 0) return std::vector<Dim>{Dim{}};
+  return std::vector<Dim>{Dim::of(n.op == "Add" ? x + y : n.op == "Mul" ? x * y : x / y)};
+}
+
 Dims elements(const Graph& g, int value, const ShapeOf& shape_of, int depth) {
   if (value < 0 || depth > kDeepest) return std::nullopt;
   if (g.constant(value)) {
@@ -82,6 +94,7 @@ Dims elements(const Graph& g, int value, const ShapeOf& shape_of, int depth) {
   if (n->op == "Slice") return slice(g, *n, shape_of, depth + 1);
   if (n->op == "Unsqueeze" || n->op == "Squeeze" || n->op == "Cast" || n->op == "Identity")
     return elements(g, n->inputs[0], shape_of, depth + 1);
+  if (n->op == "Add" || n->op == "Mul" || n->op == "Div") return arithmetic(g, *n, shape_of, depth + 1);
   if (n->op != "Concat") return std::nullopt;
   std::vector<Dim> all;
   for (int part : n->inputs) {

@@ -153,7 +153,8 @@ void same_with_positions(const Kernels* kernels, bool for_each, int64_t batch, c
     form.for_each = for_each;
     Modern m(form, static_cast<int>(batch), static_cast<int>(call.length));
     const int ids = m.b.input("ids"), mask = m.b.input("mask"), cosine = m.table("cosine"), sine = m.table("sine");
-    int x = layer_norm(m.b, m.r, m.b.node("Gather", {m.b.constant({50, kWidth}, m.r.normals(50 * kWidth)), ids}), kWidth);
+    int x = m.b.node("Gather", {m.b.constant({50, kWidth}, m.r.normals(50 * kWidth)), ids});
+    if (for_each) x = layer_norm(m.b, m.r, x, kWidth);   // or the rows as they are
     for (int layer = 0; layer < 2; ++layer) x = m.layer(x, mask, cosine, sine);
     m.b.output(quantized_linear(m.b, m.r, m.b.fake_quantize(m.b.token(x, 0), 0.03f, 125), kWidth, 6, 1.f));
     if (all_tokens) m.b.output(x);

@@ -31,7 +31,7 @@ ARCHITECTURES = [
     ("gte", "embedding"),
     ("nomic_bert", "sequence"),
     ("jina_embeddings_v3", "token"),
-    ("eurobert", "sequence"),
+    ("eurobert", "token"),
 ]
 
 

@@ -21,7 +21,7 @@ from obert_compiler.passes.prune import Prune
 from obert_compiler.passes.quant import Quant
 from obert_compiler.pipeline.manager import PassManager
 
-SITES = {"modernbert": 4, "gte": 7, "nomic_bert": 7, "eurobert": 7}
+SITES = {"modernbert": 4, "nomic_bert": 7}
 """Linear layers of one encoder layer; 6 of others."""
 ARCHITECTURES = (
     "bert",
@@ -34,10 +34,7 @@ ARCHITECTURES = (
     "deberta-v2",
     "deberta-v3",
     "modernbert",
-    "gte",
     "nomic_bert",
-    "jina_embeddings_v3",
-    "eurobert",
 )
 
 

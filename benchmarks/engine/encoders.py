@@ -88,8 +88,17 @@ def row(name: str, folder: Path, seconds: float) -> str:
 
 def checkpoint(name: str, folder: Path) -> int:
     """Write the encoder with random weights where it is not yet; returns its layers."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import (
+        CONFIG_MAPPING,
+        AutoConfig,
+        AutoModelForSequenceClassification,
+        __version__,
+    )
 
+    if name not in CONFIG_MAPPING:
+        raise SystemExit(
+            f"{name}: expected a model of transformers, found none in {__version__}; update it"
+        )
     if not folder.exists():
         import torch
 

@@ -261,8 +261,6 @@ def test_rotary_quantised_by_onnx_runtime(
     model = tmp_path / "model.onnx"
     options: dict[str, Any] = {"per_channel": True, "op_types_to_quantize": ["MatMul", "Gemm"]}
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    # What multiplies two computed tensors is attention, which stays float.
-    options["extra_options"] = {"MatMulConstBOnly": True}
     quantize_static(float32, model, Calibration(), QuantFormat.QDQ, **types, **options)
     assert (exporter == "23") == any(n.op_type == "Attention" for n in onnx.load(model).graph.node)
     ours, theirs = both(model)

@@ -58,8 +58,8 @@ namespace {
 const char* const kIntegers[] = {"axis", "transA", "transB", "block_size", "output_dtype", "allowzero",
                                  "to",   "start",  "end",    "keepdims",
                                  "exclusive", "reverse",
-                                 "is_causal", "q_num_heads", "kv_num_heads", "qk_matmul_output_mode",
-                                 "num_heads", "interleaved", "rotary_embedding_dim"};
+                                 "is_causal", "q_num_heads", "kv_num_heads", "num_heads",
+                                 "interleaved", "rotary_embedding_dim"};
 const char* const kReals[] = {"alpha", "beta", "epsilon", "scale", "softcap"};
 const char* const kStrings[] = {"approximate", "reduction"};
 const char* const kIntegerLists[] = {"perm", "axes", "split"};

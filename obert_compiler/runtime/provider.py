@@ -88,9 +88,12 @@ class Claims:
     left: tuple[Left, ...]
 
     @property
-    def leaves_packed(self) -> bool:
-        """Whether a matrix is left that nothing has unpacked when the session runs."""
-        return any(left.op == "ScatterND" for left in self.left)
+    def wants_folding(self) -> bool:
+        """Whether something is left that is computed of constants alone, at every call.
+
+        A packed matrix that the engine does not take, or a product of constants: fold them first.
+        """
+        return any(left.reason.endswith("fold constants first") for left in self.left)
 
     def to_dict(self) -> dict[str, Any]:
         """The figures, ready for JSON."""
@@ -226,8 +229,8 @@ def add_engine(
 def leave_packed(options: onnxruntime.SessionOptions) -> None:
     """Have packed matrices reach the engine as they are stored, and not unpacked before.
 
-    Opening takes less memory. Where the engine leaves one (`Claims.leaves_packed`), ONNX Runtime
-    unpacks it at every call: open such a file without this.
+    Opening takes less memory. What the engine leaves (`Claims.wants_folding`), ONNX Runtime
+    computes at every call: open such a file without this.
     """
     options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
 

@@ -114,11 +114,11 @@ def _noted(opened: onnxruntime.InferenceSession, use: EngineUse) -> onnxruntime.
 def _open_with_engine(
     model: str | Path | Graph, threads: int | None
 ) -> onnxruntime.InferenceSession:
-    """Packed matrices go to the engine as they are, if it takes them all."""
+    """Packed matrices go to the engine as they are, if it takes all that constants make."""
     if is_packed(model):
         opened = _offered_to_engine(model, threads, fold=False)
         claims = engine_use(opened).claims
-        if claims is None or not claims.leaves_packed:
+        if claims is None or not claims.wants_folding:
             return opened
         del opened  # its memory, before the next one's
     return _offered_to_engine(model, threads, fold=True)

@@ -35,7 +35,7 @@ Pair = tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession]
 AssertClose = Callable[[list[np.ndarray], list[np.ndarray]], None]
 
 WIDTH, HEADS, INNER, WORDS, LABELS = 36, 3, 54, 50, 5
-BATCH, LENGTH = 2, 12
+BATCH, LENGTH, SPAN = 2, 12, 8
 
 
 class Layer(nn.Module):
@@ -143,11 +143,74 @@ class RotaryEncoder(nn.Module):
         return logits
 
 
+class RelativeLayer(nn.Module):
+    """Attention with relative positions, as DeBERTa has it, and a feed-forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.of_queries, self.of_keys = (
+            nn.Parameter(torch.randn(HEADS, 2 * SPAN, WIDTH // HEADS)) for _ in range(2)
+        )
+        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """``mask`` [batch, 1, tokens, tokens]: what counts; ``positions`` [1, tokens, tokens]."""
+        batch, tokens, _ = x.shape
+
+        def heads(part: nn.Linear) -> torch.Tensor:
+            split = part(x).view(batch, tokens, HEADS, -1).permute(0, 2, 1, 3)
+            return split.reshape(-1, tokens, WIDTH // HEADS)
+
+        def term(own: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+            products = torch.bmm(own, table.repeat(batch, 1, 1).transpose(1, 2))
+            return torch.gather(products, -1, positions.expand(batch * HEADS, tokens, tokens))
+
+        q, k, v = heads(self.q), heads(self.k), heads(self.v)
+        scores = torch.bmm(q, k.transpose(1, 2) / 6.0)
+        added = term(k, self.of_keys).transpose(1, 2) / 6.0
+        scores = scores + (term(q, self.of_queries) / 6.0 + added)
+        scores = scores.view(-1, HEADS, tokens, tokens)
+        scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
+        weights = torch.softmax(scores, -1).view(-1, tokens, tokens)
+        y = torch.bmm(weights, v).view(-1, HEADS, tokens, WIDTH // HEADS)
+        y = self.o(y.permute(0, 2, 1, 3).reshape(batch, tokens, WIDTH))
+        x = self.first(x + y)
+        summed: torch.Tensor = self.second(x + self.down(nn.functional.gelu(self.up(x))))
+        return summed
+
+
+class RelativeEncoder(nn.Module):
+    """Embedding, two layers and head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm = nn.Embedding(WORDS, WIDTH), nn.LayerNorm(WIDTH)
+        self.layers = nn.ModuleList([RelativeLayer() for _ in range(2)])
+        self.head = nn.Linear(WIDTH, LABELS)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Logits of each token of ids and a mask of ones and zeros, both [batch, tokens]."""
+        x = self.norm(self.words(ids)) * mask[:, :, None].float()
+        counts = (mask[:, None, None, :] * mask[:, None, :, None]).bool()
+        places = torch.arange(ids.shape[1])
+        positions = (places[:, None] - places + SPAN).clamp(0, 2 * SPAN - 1)[None]
+        for layer in self.layers:
+            x = layer(x, counts, positions)
+        logits: torch.Tensor = self.head(x)
+        return logits
+
+
 def _export(file: Path, exporter: str) -> None:
     torch.manual_seed(0)
     torchscript = exporter.endswith("torchscript")
-    rotary = exporter.startswith("rotary")
-    model = (RotaryEncoder(torchscript) if rotary else Encoder()).eval()
+    model: nn.Module
+    if exporter.startswith("rotary"):
+        model = RotaryEncoder(torchscript)
+    else:
+        model = RelativeEncoder() if exporter.startswith("relative") else Encoder()
+    model.eval()
     inputs = (torch.randint(0, WORDS, (BATCH, LENGTH)), torch.ones(BATCH, LENGTH, dtype=torch.long))
     options: dict[str, Any] = {"input_names": ["ids", "mask"], "output_names": ["logits"]}
     if torchscript:
@@ -268,6 +331,41 @@ def test_rotary_quantised_by_onnx_runtime(
     assert claims is not None
     assert not claims.left, claims.describe()
     assert claims.parts == 1
+    for batch, length in ((BATCH, LENGTH), (1, 1), (3, 33), (2, 65), (9, 7)):
+        feed = feed_of(batch, length, seed=1)
+        assert_close(ours.run(None, feed), theirs.run(None, feed))
+    feed["mask"][:] = 0
+    assert_close(ours.run(None, feed), theirs.run(None, feed))
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("exporter", ["torchscript", "20"])
+def test_relative_positions_quantised_by_onnx_runtime(
+    exporter: str,
+    everything: bool,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+    both: Callable[..., Pair],
+    assert_close: AssertClose,
+) -> None:
+    """``everything``: products of activations, scores and positions are quantised too."""
+    float32 = shutil.copy(exported(f"relative {exporter}"), tmp_path / "float32.onnx")
+    model = tmp_path / "model.onnx"
+    proto = onnx.load(float32)
+    names = {tensor.name for tensor in proto.graph.initializer}
+    computed = [
+        n.name for n in proto.graph.node if n.op_type == "MatMul" and n.input[1] not in names
+    ]
+    options: dict[str, Any] = {"per_channel": True, "op_types_to_quantize": ["MatMul", "Gemm"]}
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    left = [] if everything else computed
+    quantize_static(
+        float32, model, Calibration(), QuantFormat.QDQ, nodes_to_exclude=left, **types, **options
+    )
+    ours, theirs = both(model)
+    claims = engine_use(ours).claims
+    assert claims is not None
+    assert not claims.left, claims.describe()
     for batch, length in ((BATCH, LENGTH), (1, 1), (3, 33), (2, 65), (9, 7)):
         feed = feed_of(batch, length, seed=1)
         assert_close(ours.run(None, feed), theirs.run(None, feed))

@@ -55,7 +55,7 @@ def test_the_engine_unpacks_the_same_weights(arch: str, compiled: Compiled, run:
     ours = session(file, 2, engine="obert")
     claims = engine_use(ours).claims
     assert claims is not None
-    assert not claims.leaves_packed
+    assert not claims.wants_folding
     # More nodes than there are without what unpacks.
     assert claims.claimed > 5 * chains(file) > 0
     for found, expected in zip(run(ours), run(unpacked_before(file)), strict=True):
@@ -79,7 +79,7 @@ def test_matrices_that_take_turns(
     ours = session(file, 2, engine="obert")
     claims = engine_use(ours).claims
     assert claims is not None
-    assert not claims.leaves_packed
+    assert not claims.wants_folding
     assert claims.claimed > 5 * chains(file)
     for found, expected in zip(run(ours), run(unpacked_before(file)), strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -96,7 +96,7 @@ def test_a_packed_matrix_that_the_engine_leaves_is_unpacked_before(
     ours = session(file, 2, engine="obert")
     claims = engine_use(ours).claims
     assert claims is not None
-    assert not claims.leaves_packed
+    assert not claims.wants_folding
     assert any("not sparse" in left.reason for left in claims.left)
     alone = session(file, 2, engine="cpu")
     for found, expected in zip(run(ours), run(alone), strict=True):

@@ -38,10 +38,10 @@ SHAPES = ((1, 1), (1, 7), (3, 17), (2, 63), (2, 64), (1, 65), (5, 33), (7, 16), 
         ("xlm-roberta", "reranker", 0.9),
         ("distilbert", "mlm", 0.9),
         ("electra", "sequence", 0.9),
-        ("mpnet", "sequence", 0.5),
-        ("albert", "mlm", 0.0),
-        ("deberta-v2", "sequence", 0.3),
-        ("deberta-v3", "sequence", 0.3),
+        ("mpnet", "sequence", 0.85),
+        ("albert", "mlm", 0.9),
+        ("deberta-v2", "sequence", 0.8),
+        ("deberta-v3", "sequence", 0.8),
         ("modernbert", "mlm", 0.85),
         ("gte", "embedding", 0.9),
         ("nomic_bert", "sequence", 0.9),
@@ -63,6 +63,7 @@ def test_equal_to_onnx_runtime(
     claims = engine_use(ours).claims
     assert claims is not None
     assert claims.claimed >= share * claims.nodes, claims.describe()
+    assert not [left for left in claims.left if left.op in {"Softmax", "LayerNormalization"}]
     names = input_names(ours)
     same = total = 0
     for batch, length in SHAPES:

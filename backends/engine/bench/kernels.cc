@@ -1,5 +1,5 @@
 // Rates of every kernel at the shapes of BERT-base and MiniLM, one thread, minimum of repeats.
-//   kernels_bench [isa] [int8|float|finish|norm|rotary|attention|move ...]
+//   kernels_bench [isa] [int8|float|finish|norm|rotary|attention|relative|move ...]
 // `share` is the rate against the multiply peak of the same instruction mix in registers only.
 #include <chrono>
 #include <cstdio>
@@ -188,6 +188,33 @@ void bench_attention(const Kernels& k, double peak) {
     }
 }
 
+// Positions as in DeBERTa: 512 columns, of which neighbours need neighbours.
+void bench_relative(const Kernels& k, double peak) {
+  constexpr int kWidth = 768, kHead = 64, kPositions = 512;
+  for (int length : {16, 64, 128, 384}) {
+    const auto tokens = static_cast<size_t>(length);
+    Buffer<float> q(panels_of(tokens) * panel_floats(kWidth)), key(q.size());
+    Random random(1);
+    for (size_t i = 0; i < q.size(); ++i) q[i] = random.normal(), key[i] = random.normal();
+    Buffer<float> table(kHead * kPositions, .5f), out(tokens * tokens), mask(tokens);
+    Buffer<int32_t> index(tokens * tokens);
+    for (int i = 0; i < length; ++i)
+      for (int j = 0; j < length; ++j) index[static_cast<size_t>(i) * tokens + static_cast<size_t>(j)] = std::clamp(256 + i - j, 0, kPositions - 1);
+    Buffer<char> scratch(k.relative_scratch(kPositions, kHead));
+    RelativeScores r;
+    r.head_dim = kHead, r.length = length;
+    r.q = q.data(), r.k = key.data(), r.q_width = r.k_width = kWidth, r.q_column = r.k_column = 128;
+    r.by_query = r.by_key = {table.data(), index.data(), tokens, {}, .125f};
+    r.mask = mask.data(), r.query_end = length;
+    r.out = out.data();
+    r.scratch = scratch.data();
+    const double time = seconds([&] { k.relative_scores(r); });
+    const double rate = 2. * length * length * kHead / time * 1e-9;
+    std::printf("%-11s relative_scores length %3d head 64: %7.1f us, %6.1f GMAC/s that count, %3.0f%% of the float peak\n", k.name, length,
+                time * 1e6, rate, 100 * rate / peak);
+  }
+}
+
 void bench_move(const Kernels& k) {
   const int features = 768;
   const size_t n = features * kPanel;
@@ -237,6 +264,7 @@ int main(int count, char** words) {
     if (wanted("norm", false)) bench_norm(k);
     if (wanted("rotary", false)) bench_rotary(k);
     if (wanted("attention", false)) bench_attention(k, peak.float32);
+    if (wanted("relative", false)) bench_relative(k, peak.float32);
     if (wanted("move", false)) bench_move(k);
   }
 }

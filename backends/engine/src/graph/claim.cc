@@ -13,7 +13,7 @@ bool consistent(const Graph& g, const Match& m, const std::vector<int>& place, s
   bool fine = true;
   // What an op reads from outside must not be made inside as something else.
   for (const Op& op : m.ops)
-    for (int value : {op.value, op.masks[0], op.masks[1]}) {
+    for (int value : {op.value, op.masks[0].value, op.masks[1].value, op.by_query.index, op.by_key.index}) {
       int p = value >= 0 ? g.values[value].producer : -1;
       if (p < 0 || place[p] < 0) continue;
       barred[p] = 1;
@@ -109,10 +109,13 @@ std::string first_unmatched(const Graph& g, const Match& m) {
   return "";
 }
 
-// Matrices that nodes unpack and that no part took, constants alone: they would be unpacked at every
-// call where nothing folds them first.
-void tell_of_unpacked(const Graph& g, Claims& claims) {
+const char* const kWorthAReason[] = {"MatMul", "Gemm", "Softmax", "Attention", "LayerNormalization", "RMSNormalization"};
+
+// Matrices that nodes unpack, and products and normalisations, of constants alone and in no part: they would be computed at
+// every call where nothing folds them first. This comes before other reasons: the first one of a node is told.
+void tell_of_constants(const Graph& g, Claims& claims) {
   std::vector<char> taken(g.nodes.size(), 0), fixed(g.nodes.size(), 0);
+  std::vector<Skip> skips;
   for (const Part& part : claims.parts)
     for (int n : part) taken[n] = 1;
   for (int n = 0; n < static_cast<int>(g.nodes.size()); ++n) {
@@ -120,12 +123,13 @@ void tell_of_unpacked(const Graph& g, Claims& claims) {
     fixed[n] = !node.inputs.empty() && std::all_of(node.inputs.begin(), node.inputs.end(), [&](int value) {
       return value < 0 || g.constant(value) || (g.values[value].producer >= 0 && fixed[g.values[value].producer]);
     });
-    if (fixed[n] && !taken[n] && node.op == "ScatterND")
-      claims.skips.push_back({n, "it unpacks a matrix that the engine does not take: fold constants first"});
+    if (!fixed[n] || taken[n]) continue;
+    if (node.op == "ScatterND") skips.push_back({n, "it unpacks a matrix that the engine does not take: fold constants first"});
+    for (const char* op : kWorthAReason)
+      if (node.op == op) skips.push_back({n, "it is computed of constants alone: fold constants first"});
   }
+  claims.skips.insert(claims.skips.begin(), skips.begin(), skips.end());
 }
-
-const char* const kWorthAReason[] = {"MatMul", "Gemm", "Softmax", "Attention", "LayerNormalization", "RMSNormalization"};
 
 }  // namespace
 
@@ -186,7 +190,7 @@ Claims claim(const Graph& graph) {
     for (const char* op : kWorthAReason)
       if (barred[n] && graph.nodes[n].op == op)
         claims.skips.push_back({static_cast<int>(n), "what reads its result is not computed in the engine"});
-  tell_of_unpacked(graph, claims);
+  tell_of_constants(graph, claims);
   return claims;
 }
 

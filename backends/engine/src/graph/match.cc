@@ -9,8 +9,14 @@
 namespace obert {
 
 Match Matcher::run() {
+  // Nodes of a GELU in parts wait for its tanh: one of them is a sum, which would be taken by itself.
+  std::vector<char> waits(g_.nodes.size(), 0);
   for (int n = 0; n < static_cast<int>(g_.nodes.size()); ++n) {
-    if (barred_[n] || m_.claimed[n]) continue;
+    const auto gelu = is(n, "Tanh") ? gelu_around_tanh(g_, n) : std::nullopt;
+    for (size_t i = 0; gelu && i < gelu->nodes.size(); ++i) waits[gelu->nodes[i]] = gelu->nodes[i] != n;
+  }
+  for (int n = 0; n < static_cast<int>(g_.nodes.size()); ++n) {
+    if (barred_[n] || m_.claimed[n] || waits[n]) continue;
     reason_.clear();
     if (absorb(n)) {
       m_.claimed[n] = 1;
@@ -111,7 +117,8 @@ bool Matcher::absorb(int n) {
   if (op == "Attention") return attention(n);
   if (op == "RotaryEmbedding") return rotary_embedding(n);
   if (op == "IsNaN") return is_nan(n);
-  if (op == "Where") return nan_to_zero(n);
+  if (op == "Where") return choose(n);
+  if (op == "GatherElements") return pick_positions(n);
   if (op == "LayerNormalization" || op == "RMSNormalization") return layer_norm(n);
   if (op == "ReduceMean") return layer_norm_of(layer_norm_from_mean(g_, n)) || layer_norm_of(rms_norm_around_mean(g_, n));
   if (op == "Erf") return activation_of(gelu_around_erf(g_, n), Activation::kGeluErf);
@@ -134,6 +141,8 @@ void Matcher::claim_shape_arithmetic() {
   static const char* const kOps[] = {"Shape", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Cast", "Mul", "Div",
                                      // what a packed matrix is put among, and waits for
                                      "ConstantOfShape", "Expand", "Abs", "Add", "QuantizeLinear", "DequantizeLinear",
+                                     // of shapes to which masks and positions are spread
+                                     "Equal", "Where",
                                      // of factors
                                      "Sqrt", "Reciprocal"};
   for (int n = static_cast<int>(g_.nodes.size()) - 1; n >= 0; --n) {
@@ -152,8 +161,10 @@ void Matcher::claim_shape_arithmetic() {
 bool Matcher::feeds_shape(int consumer, int value) const {
   if (arithmetic_[consumer] || unpacks_[consumer]) return true;
   if (m_.claimed[consumer] && factor_of_[consumer] == value) return true;
-  const bool shaped = node(consumer).op == "Reshape" || node(consumer).op == "Slice";
-  return m_.claimed[consumer] && shaped && in(consumer, 0) != value && view(out(consumer)).held();
+  if (!m_.claimed[consumer] || in(consumer, 0) == value) return false;
+  const std::string& op = node(consumer).op;
+  if (op == "Expand" || op == "Tile") return true;
+  return (op == "Reshape" || op == "Slice") && view(out(consumer)).held();
 }
 
 double Densities::of(const Weights& weights) {

@@ -37,6 +37,8 @@ enum class Layout : uint8_t {
   kTimesCosine,    // the heads times `table`
   kTurnedTimesSine,   // what is turned times `table`
   kPicked,         // [batch, width], one token of each sequence
+  kPositions,      // [batch, heads, sequence, positions]: heads times the table of `by_query`
+  kRelative,       // [batch, heads, query, key]: what of these an index picks, of queries, of keys, or the sum of both
 };
 
 enum class Form : uint8_t { kFloat, kQuantized, kDequantized };
@@ -50,8 +52,11 @@ struct View {
   Layout heads = Layout::kHeads;   // of halves and what is made of them
   int table = -1;                  // value of the graph: cosines or sines
   float factor = 1.f;              // of heads and scores: the numbers are factor times the result
-  int key = -1;                    // scores: the op of the keys (op is that of the queries)
-  int masks[2] = {-1, -1};         // scores: values of the graph added to them
+  bool flat = false;               // scores, probabilities, kPositions, kRelative: [batch * heads, .., ..]
+  int key = -1;                    // scores: the op of the keys (op is that of the queries); kRelative: the op of the term of keys, and op
+                                   // is that of queries where there is one
+  ScoreMask masks[2];              // scores
+  Relative by_query, by_key;       // scores, kRelative; kPositions: see there
   bool nan_to_zero = false;        // probabilities: 0 where they are NaN
   // Quantised and dequantised on the way; scale 0: not. That of scores counts before `factor`.
   Quantization score_rounding{0.f}, probability_rounding{0.f};
@@ -72,7 +77,10 @@ struct Skip {
 struct Reshaped {
   Layout layout = Layout::kTokens;
   int head_dim = 0, parts = 0;
+  bool flat = false;
   int64_t blocks = 0;
+  int64_t copies = 0;              // see Relative
+  bool spread_outside = false;     // an index of positions, by an Expand that is not in the part
 };
 using Reshapes = std::map<std::string, Reshaped>;
 

@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace obert {
 
-std::optional<std::vector<Dim>> Matcher::shape_of(int value) const {
-  View v = view(value);
+std::optional<std::vector<Dim>> Matcher::shape_of(const View& v) const {
   if (!v.held()) return std::nullopt;
   Dim batch{Dim::kBatch, 0}, length{Dim::kLength, 0};
   int width = m_.ops[v.op].width;
@@ -25,8 +25,10 @@ std::optional<std::vector<Dim>> Matcher::shape_of(int value) const {
     case Layout::kFlatHeadsLast: return std::vector<Dim>{Dim{}, size, length};
     case Layout::kStackedPart: return std::vector<Dim>{batch, length, Dim::of(1), heads, size};
     case Layout::kFirstHalf: case Layout::kSecondHalf: case Layout::kMinusSecondHalf: case Layout::kTurned:
-    case Layout::kTimesCosine: case Layout::kTurnedTimesSine: return std::nullopt;
-    default: return std::vector<Dim>{batch, heads, length, length};
+    case Layout::kTimesCosine: case Layout::kTurnedTimesSine: case Layout::kPositions: return std::nullopt;
+    default:
+      if (v.flat) return std::vector<Dim>{Dim{}, length, length};
+      return std::vector<Dim>{batch, heads, length, length};
   }
 }
 
@@ -51,29 +53,33 @@ bool Matcher::reshape(int n) {
     v.layout = known->second.layout;
     v.head_dim = known->second.head_dim;
     v.parts = known->second.parts;
+    v.flat = known->second.flat;
     return m_.ops[v.op].width % std::max(1, v.head_dim * std::max(1, v.parts)) == 0 && show(n, v);
   }
   auto target = shape_elements(g_, in(n, 1), [this](int value) { return shape_of(value); });
   if (!target) return false;
   int width = m_.ops[v.op].width;
-  auto becomes = [&](Layout layout, int head_dim, int parts = 0) {
+  auto becomes = [&](Layout layout, int head_dim, int parts = 0, bool flattened = false) {
     View w = v;
     w.layout = layout;
     w.head_dim = head_dim;
     w.parts = parts;
-    m_.views[out(n)] = w;
-    if (reaches(*target, *shape_of(out(n)))) {
-      m_.reshapes[g_.values[out(n)].name] = {layout, head_dim, parts};
+    w.flat = flattened;
+    if (reaches(*target, *shape_of(w))) {
+      m_.views[out(n)] = w;
+      m_.reshapes[g_.values[out(n)].name] = {layout, head_dim, parts, flattened, 0, 0, false};
       return true;
     }
-    m_.views[out(n)] = View{};
     return false;
   };
   switch (v.layout) {
     case Layout::kTokens: {
       if (target->size() == 3) return becomes(Layout::kTokens, 0);
       if (target->size() != 4 && target->size() != 5) return false;
-      const Dim& size = target->back();
+      Dim size = target->back();
+      const Dim& count = (*target)[target->size() - 2];   // of heads, where their size is left open
+      if (size.is(-1) && target->size() == 4 && count.kind == Dim::kNumber && count.number > 0 && width % count.number == 0)
+        size = Dim::of(width / count.number);
       if (size.kind != Dim::kNumber || size.number < 1 || width % size.number != 0) return false;
       if (target->size() == 5) {
         const Dim& parts = (*target)[2];
@@ -85,12 +91,16 @@ bool Matcher::reshape(int n) {
     case Layout::kSequenceHeads:
       return target->size() == 3 ? becomes(Layout::kTokens, 0) : becomes(Layout::kSequenceHeads, v.head_dim);
     case Layout::kHeads:
-      return target->size() == 3 ? flat(*target, Layout::kFlatHeads) && becomes(Layout::kFlatHeads, v.head_dim)
+      return target->size() == 3 ? joins(target->front(), width / v.head_dim) && becomes(Layout::kFlatHeads, v.head_dim)
                                  : becomes(Layout::kHeads, v.head_dim);
     case Layout::kFlatHeads:
       return becomes(Layout::kHeads, v.head_dim);
     case Layout::kFlatHeadsLast:
       return becomes(Layout::kHeadsLast, v.head_dim);
+    case Layout::kScores: case Layout::kProbabilities: case Layout::kRelative: {
+      const bool three = target->size() == 3;
+      return (!three || joins(target->front(), width / v.head_dim)) && becomes(v.layout, v.head_dim, 0, three);
+    }
     default:
       return false;
   }
@@ -103,6 +113,11 @@ bool Matcher::transpose(int n) {
   const std::vector<int64_t>& perm = found->second;
   const std::vector<int64_t> swap_heads = {0, 2, 1, 3}, heads_last = {0, 2, 3, 1}, swap_last = {0, 1, 3, 2};
   const std::vector<int64_t> back = {0, 3, 1, 2}, swap_flat = {0, 2, 1};
+  if (v.layout == Layout::kRelative) {
+    if (perm != (v.flat ? swap_flat : swap_last)) return false;
+    turn_relative(v);
+    return show(n, v);
+  }
   if (v.layout == Layout::kSequenceHeads && perm == swap_heads) v.layout = Layout::kHeads;
   else if (v.layout == Layout::kSequenceHeads && perm == heads_last) v.layout = Layout::kHeadsLast;
   else if (v.layout == Layout::kHeads && perm == swap_heads) v.layout = Layout::kSequenceHeads;
@@ -116,8 +131,8 @@ bool Matcher::transpose(int n) {
 }
 
 bool Matcher::scores(int n, const View& q, const View& k) {
-  if (q.layout != Layout::kHeads || k.layout != Layout::kHeadsLast || q.form == Form::kQuantized ||
-      k.form == Form::kQuantized)
+  const bool joined = q.layout == Layout::kFlatHeads && k.layout == Layout::kFlatHeadsLast;
+  if ((!joined && (q.layout != Layout::kHeads || k.layout != Layout::kHeadsLast)) || q.form == Form::kQuantized || k.form == Form::kQuantized)
     return fail("it multiplies two computed tensors, and not queries by keys");
   if (q.head_dim != k.head_dim || m_.ops[q.op].width != m_.ops[k.op].width)
     return fail("queries and keys differ in heads or size");
@@ -126,6 +141,7 @@ bool Matcher::scores(int n, const View& q, const View& k) {
   v.key = float_heads(k);
   v.form = Form::kFloat;
   v.layout = Layout::kScores;
+  v.flat = joined;
   v.factor = q.factor * k.factor;
   return show(n, v);
 }
@@ -146,12 +162,48 @@ bool Matcher::nan_to_zero(int n) {
   return show(n, p);
 }
 
+bool Matcher::choose(int n) {
+  if (nan_to_zero(n)) return true;
+  for (size_t i : {1, 2}) {
+    const View v = view(in(n, i));
+    const auto number = scalar(g_, in(n, 3 - i));
+    if (!v.held() || !number) continue;
+    if (v.layout == Layout::kScores) return fill(n, v, *number, i == 2);
+    if (v.layout == Layout::kProbabilities && *number == 0.f) return clear(n, v, i == 2);
+  }
+  return false;
+}
+
+bool Matcher::fill(int n, View v, float number, bool if_true) {
+  constexpr float kShut = -1e30f;   // added to any score, it swallows it
+  if (!(number <= kShut)) return fail("its masked scores become a number that is not far below all others");
+  if (v.masks[1].used()) return fail("its scores are masked more than twice");
+  if (v.flat) return fail("its scores are masked while batch and heads are joined");
+  const int condition = before_spread(in(n, 0), *shape_of(v));
+  const char* why = nullptr;
+  if (!may_mask(condition, true, why)) return fail(why);
+  v.masks[v.masks[0].used() ? 1 : 0] = {condition, if_true ? number : 0.f, if_true ? 0.f : number};
+  return show(n, v);
+}
+
+bool Matcher::clear(int n, View v, bool if_true) {
+  if (v.flat) return fail("its probabilities are masked while batch and heads are joined");
+  const int condition = before_spread(in(n, 0), *shape_of(v));
+  const float masked = if_true ? v.masks[0].if_true : v.masks[0].if_false;
+  if (condition != v.masks[0].value || v.masks[1].used() || !(masked < 0.f))
+    return fail("its probabilities become 0 elsewhere than its scores were masked");
+  // A row without any key then has no probability at all.
+  (if_true ? v.masks[0].if_true : v.masks[0].if_false) = -std::numeric_limits<float>::infinity();
+  v.nan_to_zero = true;
+  return show(n, v);
+}
+
 bool Matcher::softmax(int n) {
   View v = view(in(n, 0));
   int64_t axis = node(n).integer("axis", -1);
   if (!v.held() || v.layout != Layout::kScores) return fail("its input is no product of queries and keys");
   bool implied = node(n).ints.count("axis") == 0 && node(n).since < 13;   // was axis 1, flattened
-  if ((axis != -1 && axis != 3) || implied) return fail("it is not over the last axis");
+  if ((axis != -1 && axis != (v.flat ? 2 : 3)) || implied) return fail("it is not over the last axis");
   v.layout = Layout::kProbabilities;
   return show(n, v);
 }
@@ -194,7 +246,7 @@ bool Matcher::attention(int n) {
   op.width = m_.ops[q.op].width;
   op.head_dim = q.head_dim;
   op.scale = q.factor * k.factor * p.real("scale", 1.f / std::sqrt(static_cast<float>(q.head_dim)));
-  op.masks[0] = in(n, 3);
+  op.masks[0] = {in(n, 3), 0.f, -std::numeric_limits<float>::infinity()};
   op.nan_to_zero = true;   // as ONNX Runtime has it where a mask leaves no key
   View y;
   y.op = add(op);
@@ -204,7 +256,7 @@ bool Matcher::attention(int n) {
 }
 
 bool Matcher::context(int n, const View& p, const View& value) {
-  if (value.layout != Layout::kHeads || value.form == Form::kQuantized || value.head_dim != p.head_dim ||
+  if (value.layout != (p.flat ? Layout::kFlatHeads : Layout::kHeads) || value.form == Form::kQuantized || value.head_dim != p.head_dim ||
       m_.ops[value.op].width != m_.ops[p.op].width || value.factor != 1.f)
     return fail("it multiplies probabilities by something that is no values of the same heads");
   Op op;
@@ -213,14 +265,15 @@ bool Matcher::context(int n, const View& p, const View& value) {
   op.width = m_.ops[p.op].width;
   op.head_dim = p.head_dim;
   op.scale = p.factor;
-  op.masks[0] = p.masks[0];
-  op.masks[1] = p.masks[1];
+  for (int i : {0, 1}) op.masks[i] = p.masks[i];
+  op.by_query = p.by_query;
+  op.by_key = p.by_key;
   op.nan_to_zero = p.nan_to_zero;
   op.score_rounding = p.score_rounding;
   op.probability_rounding = p.probability_rounding;
   View v;
   v.op = add(op);
-  v.layout = Layout::kHeads;
+  v.layout = value.layout;
   v.head_dim = p.head_dim;
   return show(n, v);
 }

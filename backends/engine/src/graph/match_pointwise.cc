@@ -18,6 +18,7 @@ bool Matcher::sum(int n) {
   if (!view(a).held()) std::swap(a, b);
   View v = view(a);
   if (!v.held()) return false;
+  if (v.layout == Layout::kRelative || view(b).layout == Layout::kRelative) return add_relative(n, v, view(b));
   if (v.layout == Layout::kScores) return masked(n, v, b);
   if (v.layout == Layout::kTimesCosine || v.layout == Layout::kTurnedTimesSine) return rotate(n, v, view(b));
   if (!plain_float(a)) {
@@ -38,10 +39,11 @@ bool Matcher::sum(int n) {
 }
 
 bool Matcher::masked(int n, View v, int mask) {
-  if (v.masks[1] >= 0) return fail("more than two masks are added to the scores of one attention");
+  if (v.masks[1].used()) return fail("more than two masks are added to the scores of one attention");
+  if (v.flat) return fail("a mask is added to scores whose batch and heads are joined");
   const char* why = nullptr;
   if (!may_mask(mask, false, why)) return fail(why);
-  v.masks[v.masks[0] >= 0 ? 1 : 0] = mask;
+  v.masks[v.masks[0].used() ? 1 : 0].value = mask;
   return show(n, v);
 }
 
@@ -75,10 +77,20 @@ bool Matcher::scaled(int n) {
   if (v.layout != Layout::kTokens && v.layout != Layout::kPicked && v.layout != Layout::kProbabilities) {
     auto f = factor(b);
     if (!f || !std::isfinite(*f) || *f == 0 || std::fabs(*f) > kHugeMask) return false;
-    if (v.masks[0] >= 0) return fail("its scores are scaled after a mask was added");
-    v.factor *= division ? 1.f / *f : *f;
+    if (v.masks[0].used()) return fail("its scores are scaled after a mask was added");
+    const float scale = division ? 1.f / *f : *f;
+    if (v.layout != Layout::kRelative) v.factor *= scale;
+    v.by_query.factor *= scale;
+    v.by_key.factor *= scale;
     factor_of_[n] = b;
     return show(n, v);
+  }
+  if (!division && weighs_tokens(a, b)) {
+    Op op;
+    op.kind = OpKind::kWeighTokens;
+    op.inputs = {v.op, by_position(b, 1)};
+    op.width = m_.ops[v.op].width;
+    return op.inputs[1] >= 0 && show(n, add(op));
   }
   if (division || !plain_float(a) || !plain_float(b) || m_.ops[v.op].width != m_.ops[view(b).op].width ||
       !same_tokens(v.op, view(b).op))
@@ -88,6 +100,13 @@ bool Matcher::scaled(int n) {
   op.inputs = {v.op, view(b).op};
   op.width = m_.ops[v.op].width;
   return show(n, add(op));
+}
+
+bool Matcher::weighs_tokens(int x, int weights) const {
+  if (!plain_float(x) || view(x).layout != Layout::kTokens) return false;
+  if (weights < 0 || g_.values[weights].is_constant || view(weights).held() || row_of_[weights] >= 0) return false;
+  const std::vector<int64_t>& shape = g_.values[weights].shape;
+  return shape.size() == 3 && shape[1] != 1 && shape[2] == 1;
 }
 
 std::optional<float> Matcher::factor(int value, int depth) const {

@@ -14,6 +14,8 @@ bool Matcher::product(int n) {
     if (a.layout == Layout::kProbabilities) return context(n, a, b);
     return scores(n, a, b);
   }
+  if (node(n).op == "MatMul" && (a.layout == Layout::kHeads || a.layout == Layout::kFlatHeads) && a.held() && a.form != Form::kQuantized)
+    return positions(n, a);
   return linear(n);
 }
 

@@ -12,8 +12,8 @@ bool Matcher::quantize(int n) {
   gathered(x, 0);
   View v = view(x);
   if (!v.held()) return false;   // from outside: see quantized_input
-  if (v.layout == Layout::kScores || v.layout == Layout::kProbabilities) return round(n, v, *q);
-  if (v.form == Form::kQuantized || !(v.factor > 0.f)) return false;
+  if (is_rounded(v.layout)) return round(n, v, *q);
+  if (v.form == Form::kQuantized || !(v.factor > 0.f) || !shows_its_op(v)) return false;
   q->scale /= v.factor;   // quantising factor * x at a scale is quantising x at scale / factor
   if (v.form == Form::kDequantized) {
     if (alike(m_.ops[v.op].quantization, *q)) {
@@ -31,8 +31,9 @@ bool Matcher::alike(const Quantization& a, const Quantization& b) {
 }
 
 bool Matcher::round(int n, View v, Quantization q) {
-  bool scores = v.layout == Layout::kScores;
-  if (scores && v.masks[0] >= 0) return fail("its scores are quantised after a mask was added");
+  const bool scores = v.layout != Layout::kProbabilities;
+  if (scores && v.masks[0].used()) return fail("its scores are quantised after a mask was added");
+  if (v.layout == Layout::kScores && (v.by_query.used() || v.by_key.used())) return fail("its scores are quantised after relative positions were added");
   if (v.form == Form::kQuantized || !(v.factor > 0.f)) return false;
   if (scores) q.scale /= v.factor;
   Quantization& rounding = scores ? v.score_rounding : v.probability_rounding;
@@ -43,7 +44,7 @@ bool Matcher::round(int n, View v, Quantization q) {
 }
 
 bool Matcher::unround(int n, View v) {
-  bool scores = v.layout == Layout::kScores;
+  const bool scores = v.layout != Layout::kProbabilities;
   const Quantization& have = scores ? v.score_rounding : v.probability_rounding;
   auto q = quantization(g_, node(n));
   if (!q) return false;
@@ -78,7 +79,7 @@ bool Matcher::dequantize(int n) {
   View v = view(in(n, 0));
   if (!v.held()) v = quantized_import(n);
   if (!v.held() || v.form != Form::kQuantized) return false;
-  if (v.layout == Layout::kScores || v.layout == Layout::kProbabilities) return unround(n, v);
+  if (is_rounded(v.layout)) return unround(n, v);
   const Quantization& have = m_.ops[v.op].quantization;
   auto q = quantization(g_, node(n));
   if (!q) {   // without a zero point the type is that of the tensor

@@ -1,6 +1,6 @@
 // One pass over the nodes of a graph. Its members lie in files by subject: match.cc (tensors, nodes),
 // match_quantization.cc, match_products.cc, match_pointwise.cc, match_picks.cc, match_columns.cc, match_rotary.cc,
-// match_attention.cc.
+// match_relative.cc, match_attention.cc.
 #pragma once
 #include <cmath>
 #include <optional>
@@ -72,9 +72,17 @@ class Matcher {
 
   // quantisation
   bool quantize(int n);
+  // Whether its numbers, but for a factor, are those of its op, and not yet to be computed of them.
+  static bool shows_its_op(const View& v) {
+    return v.layout != Layout::kTimesCosine && v.layout != Layout::kTurnedTimesSine && v.layout != Layout::kPositions &&
+           v.layout != Layout::kRelative && v.layout != Layout::kNotANumber;
+  }
   // The same but for the rounding of a scale that was divided by a factor.
   static bool alike(const Quantization& a, const Quantization& b);
-  // Scores and probabilities stay in float, and are rounded where the graph quantises them.
+  // Scores, products with positions and probabilities stay in float, and are rounded where the graph quantises them.
+  static bool is_rounded(Layout layout) {
+    return layout == Layout::kScores || layout == Layout::kProbabilities || layout == Layout::kPositions;
+  }
   bool round(int n, View v, Quantization q);
   bool unround(int n, View v);
   View quantized_view(View v, const Quantization& q);
@@ -94,6 +102,8 @@ class Matcher {
   bool masked(int n, View v, int mask);
   bool add_bias(int n, int op, const std::vector<float>& bias, int value);
   bool scaled(int n);
+  // Whether a value holds one number for each token of `x`.
+  bool weighs_tokens(int x, int weights) const;
   // A scalar that is constant, or computed of the shape of a tensor as 1 / sqrt(head_dim) is.
   std::optional<float> factor(int value, int depth = 0) const;
   bool activate_as(int n, int x, Activation activation);
@@ -153,23 +163,52 @@ class Matcher {
 
   // attention
   // Shape of a tensor that is held, as far as it is known without a call.
-  std::optional<std::vector<Dim>> shape_of(int value) const;
+  std::optional<std::vector<Dim>> shape_of(const View& v) const;
+  std::optional<std::vector<Dim>> shape_of(int value) const { return shape_of(view(value)); }
   // Whether a Reshape to `target` may make `wanted` of its input: each dimension is what is wanted,
   // or copies it from the same place (0), or is the one that is left open (-1).
   static bool reaches(const std::vector<Dim>& target, const std::vector<Dim>& wanted);
   bool reshape(int n);
-  // Batch and heads join in front when that is the open dimension.
-  static bool flat(const std::vector<Dim>& target, Layout) { return target[0].is(-1); }
+  // Batch and heads join in front when that is the open dimension, or unknown, or a multiple of the heads.
+  static bool joins(const Dim& front, int heads) {
+    return front.kind == Dim::kUnknown || front.is(-1) || (front.kind == Dim::kNumber && front.number > 0 && front.number % heads == 0);
+  }
   bool transpose(int n);
   // The float op behind heads, dequantised where the graph quantises queries, keys or values.
   int float_heads(const View& v) { return v.form == Form::kDequantized ? dequantized(v.op) : v.op; }
   bool scores(int n, const View& q, const View& k);
+  // Where(condition, x, y): what is masked, a row without any key, or a probability that is NaN.
+  bool choose(int n);
+  // Scores that become a number far below all others where the condition says so.
+  bool fill(int n, View v, float number, bool if_true);
+  // Probabilities that are 0 where the scores were masked.
+  bool clear(int n, View v, bool if_true);
   // Where(IsNaN(p), 0, p): rows without any key.
   bool is_nan(int n);
   bool nan_to_zero(int n);
   bool softmax(int n);
   // Attention, whole, as opset 23 has it.
   bool attention(int n);
+
+  // Relative positions in scores.
+  // Heads times a table of positions.
+  bool positions(int n, View x);
+  // The constant table behind `value`, with the nodes through which it is read; that is -1 where there is none.
+  Relative table_of_positions(const View& x, int value, std::vector<int>& chain);
+  // Whether a Tile repeats a tensor of that rank over its first axis alone.
+  bool repeats_batch(int n, size_t rank);
+  bool pick_positions(int n);
+  // What an Expand to `shape`, which it takes in, reads; the value itself where there is none. How many copies it makes
+  // for all but the last two dimensions, 0 where that is not known, -1 where it makes none, is in `copies`.
+  int before_spread(int value, const std::vector<Dim>& shape, int64_t* copies = nullptr);
+  // Whether an index has the same positions for every sequence and head; counts the copies of a constant where that is -1.
+  bool one_for_all(int index, size_t rank, int64_t& copies);
+  // Whether an Expand outside of the part gives every head the same.
+  bool spread_outside(int value) const;
+  // Queries and keys change places.
+  static void turn_relative(View& v);
+  bool add_relative(int n, const View& a, const View& b);
+
   // A value that may be added to scores, or says which count; `why` it may not.
   bool may_mask(int value, bool booleans, const char*& why) const;
   bool context(int n, const View& p, const View& value);

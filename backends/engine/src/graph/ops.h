@@ -50,6 +50,31 @@ struct Weights {
   Type type() const { return matrix ? matrix->type : packed.values->type; }
 };
 
+// A tensor that is added to scores, or booleans that say what is. What stands in the place of scores where a boolean says
+// so is among these: -3.4e38 and -inf swallow what they are added to.
+struct ScoreMask {
+  int value = -1;                     // of the graph
+  float if_true = 0.f, if_false = 0.f;
+
+  bool used() const { return value >= 0; }
+};
+
+// A term that relative positions add to scores: for each query and key a column of a table, which the index names, times
+// the query, or times the key.
+struct Relative {
+  int table = -1;                     // value of the graph: constant, [heads, positions, head_dim]
+  bool positions_last = false;        // it is [heads, head_dim, positions] instead
+  std::vector<Quantization> table_roundings;   // what quantises and dequantises the table, one after another
+  int index = -1;                     // value of the graph: [.., query, key]; where keys are multiplied, [.., key, query]
+  // Of the index, one for every head of every sequence. 0: it comes before it is spread to them, kSpread: after.
+  int64_t copies = 0;
+  static constexpr int64_t kSpread = -1;
+  Quantization rounding{0.f};         // of the product, before `factor`; scale 0: none
+  float factor = 1.f;
+
+  bool used() const { return index >= 0; }
+};
+
 enum class OpKind : uint8_t {
   kImport,       // a tensor from outside: float, or uint8/int8 when `quantized`
   kRows,         // gathered and unpacked rows of constant tables
@@ -60,6 +85,7 @@ enum class OpKind : uint8_t {
   kAdd,
   kShift,        // adds one constant to each feature: beta
   kMultiply,
+  kWeighTokens,  // multiplies each token by a number of its own, an import by position of one feature
   kLayerNorm,
   kRotary,       // rotary position embedding of heads; reads them, cosines and sines
   kAttention,
@@ -83,7 +109,8 @@ struct Op {
   bool centred = true;                // kLayerNorm: see LayerNorm
   int head_dim = 0;                   // kAttention, kRotary
   float scale = 1.f;                  // kAttention
-  int masks[2] = {-1, -1};            // kAttention: values of the graph added to the scores, or -1
+  ScoreMask masks[2];                 // kAttention
+  Relative by_query, by_key;          // kAttention
   bool nan_to_zero = false;           // kAttention: probabilities that are NaN count as 0
   Quantization score_rounding{0.f};   // kAttention: of q . k before `scale`; scale 0: none
   Quantization probability_rounding{0.f};   // kAttention

@@ -78,6 +78,18 @@ Dims arithmetic(const Graph& g, const Node& n, const ShapeOf& shape_of, int dept
   return std::vector<Dim>{Dim::of(n.op == "Add" ? x + y : n.op == "Mul" ? x * y : x / y)};
 }
 
+// Where(Equal(shape, -1), 1, shape), as torch spreads to a shape whose -1 leave a dimension as it is: the shape, where it
+// has none.
+Dims without_open(const Graph& g, const Node& n, const ShapeOf& shape_of, int depth) {
+  const Node* equal = g.producer(n.inputs[0]);
+  if (n.inputs.size() < 3 || !equal || equal->op != "Equal") return std::nullopt;
+  if (equal->inputs.size() != 2 || (equal->inputs[0] != n.inputs[2] && equal->inputs[1] != n.inputs[2])) return std::nullopt;
+  Dims all = elements(g, n.inputs[2], shape_of, depth);
+  for (size_t i = 0; all && i < all->size(); ++i)
+    if ((*all)[i].is(-1)) (*all)[i] = Dim{};
+  return all;
+}
+
 Dims elements(const Graph& g, int value, const ShapeOf& shape_of, int depth) {
   if (value < 0 || depth > kDeepest) return std::nullopt;
   if (g.constant(value)) {
@@ -95,6 +107,7 @@ Dims elements(const Graph& g, int value, const ShapeOf& shape_of, int depth) {
   if (n->op == "Unsqueeze" || n->op == "Squeeze" || n->op == "Cast" || n->op == "Identity")
     return elements(g, n->inputs[0], shape_of, depth + 1);
   if (n->op == "Add" || n->op == "Mul" || n->op == "Div") return arithmetic(g, *n, shape_of, depth + 1);
+  if (n->op == "Where") return without_open(g, *n, shape_of, depth + 1);
   if (n->op != "Concat") return std::nullopt;
   std::vector<Dim> all;
   for (int part : n->inputs) {

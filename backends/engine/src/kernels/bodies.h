@@ -11,12 +11,13 @@
 #include "rotary.h"
 #include "attention.h"
 #include "transpose.h"
+#include "relative_scores.h"
 #include "rows.h"
 #include "tables.h"
 
 #define OBERT_KERNEL_TABLE(isa)                                                                     \
   Kernels {                                                                                         \
     isa, kPacking, multiply_int8, multiply_float, finish_int8, finish_float, layer_norm, rotate,    \
-        attention, attention_scratch, import_float, import_uint8, export_float, export_uint8,       \
-        gather_row                                                                                  \
+        attention, attention_scratch, relative_scores, relative_scratch, import_float,              \
+        import_uint8, export_float, export_uint8, gather_row                                        \
   }

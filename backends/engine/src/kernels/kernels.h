@@ -181,6 +181,36 @@ struct Attention {
   void* scratch = nullptr;            // attention_scratch(length, head_dim) bytes, 64-byte aligned
 };
 
+// One of the terms that relative positions add to the scores of a head.
+struct RelativeTerm {
+  // A column for each position: [columns / kTableColumns, rounded up][head_dim][kTableColumns]; null: there is no such term.
+  const float* table = nullptr;
+  const int32_t* index = nullptr;     // column for each two tokens: a row of index_stride for each query, or each key
+  size_t index_stride = 0;
+  Rounding rounding;                  // of the product, before `factor`
+  float factor = 1.f;
+};
+constexpr int kTableColumns = 32;
+
+// What relative positions add to the scores of one head over one sequence (He et al. 2021, DeBERTa, equation 4): for query
+// i and key j
+//   out[i][j] = mask[i][j] + by_query.factor * by_query.rounding(q_i . by_query.table[index[i][j]]) + the same of keys: k_j, index[j][i]
+// Queries and keys lie as for Attention, whose mask the result is.
+struct RelativeScores {
+  int head_dim = 0;
+  int length = 0;
+  size_t first = 0, first_query = 0;
+  const float *q = nullptr, *k = nullptr;
+  int q_width = 0, k_width = 0;
+  int q_column = 0, k_column = 0;
+  RelativeTerm by_query, by_key;
+  const float* mask = nullptr;
+  size_t mask_stride = 0;
+  int query_begin = 0, query_end = 0;
+  float* out = nullptr;               // [query_end - query_begin][length]
+  void* scratch = nullptr;            // relative_scratch(columns of the wider table, head_dim) bytes, 64-byte aligned
+};
+
 // One step of an expression over the rows of gathered tables. Operands and results lie in working memory; an
 // operand `b` of fewer elements than `a` is repeated in runs.
 enum class RowOp : uint8_t { kGather, kConstant, kAdd, kSubtract, kMultiply, kDivide, kFloor, kConcat };
@@ -213,6 +243,8 @@ struct Kernels {
   void (*rotate)(const Rotary& r, int groups);
   void (*attention)(const Attention& a);
   size_t (*attention_scratch)(int length, int head_dim);
+  void (*relative_scores)(const RelativeScores& r);
+  size_t (*relative_scratch)(int positions, int head_dim);
   // Row-major tokens [tokens][features] (row stride in elements) into and out of one panel.
   void (*import_float)(const float* rows, size_t stride, int tokens, int features, float* panel);
   void (*import_uint8)(const uint8_t* rows, size_t stride, int tokens, int features, uint8_t zero_point, uint8_t* panel);

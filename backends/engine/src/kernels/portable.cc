@@ -239,6 +239,31 @@ void rotate(const Rotary& r, int groups) {
 
 size_t attention_scratch(int length, int) { return static_cast<size_t>(length) * sizeof(double); }
 
+void relative_scores(const RelativeScores& r) {
+  for (int i = r.query_begin; i < r.query_end; ++i)
+    for (int j = 0; j < r.length; ++j) {
+      double by_query = 0, by_key = 0;
+      for (int d = 0; d < r.head_dim; ++d) {
+        const auto at = [&](const RelativeTerm& t, int own, int other) {
+          const int32_t column = t.index[static_cast<size_t>(own) * t.index_stride + static_cast<size_t>(other)];
+          const int strip = column / kTableColumns * r.head_dim + d;
+          return static_cast<double>(t.table[static_cast<size_t>(strip) * kTableColumns + static_cast<size_t>(column % kTableColumns)]);
+        };
+        const size_t query = r.first_query + static_cast<size_t>(i), key = r.first + static_cast<size_t>(j);
+        if (r.by_query.table) by_query += at(r.by_query, i, j) * r.q[float_at(query, r.q_width, r.q_column + d)];
+        if (r.by_key.table) by_key += at(r.by_key, j, i) * r.k[float_at(key, r.k_width, r.k_column + d)];
+      }
+      // The sum of the positions' terms first: a mask of -3.4e38 is meant to swallow it.
+      const double of_query = rounded(r.by_query.rounding, static_cast<float>(by_query));
+      const double of_key = rounded(r.by_key.rounding, static_cast<float>(by_key));
+      const auto sum = static_cast<float>(of_query * r.by_query.factor + of_key * r.by_key.factor);
+      const float mask = r.mask ? r.mask[static_cast<size_t>(i) * r.mask_stride + static_cast<size_t>(j)] : 0.f;
+      r.out[static_cast<size_t>(i - r.query_begin) * static_cast<size_t>(r.length) + static_cast<size_t>(j)] = mask + sum;
+    }
+}
+
+size_t relative_scratch(int, int) { return 0; }
+
 int in_use(int tokens) { return (tokens + kGroup - 1) / kGroup * kGroup; }
 
 void import_float(const float* rows, size_t stride, int tokens, int features, float* panel) {
@@ -329,6 +354,7 @@ void gather_row(const RowStep* steps, int count, size_t index, float* scratch, f
 
 const Kernels kPortableKernels = {"portable",   {},           multiply_int8, multiply_float,    finish_int8,
                                   finish_float, layer_norm,   rotate,        attention,         attention_scratch,
-                                  import_float, import_uint8, export_float,  export_uint8,      gather_row};
+                                  relative_scores, relative_scratch, import_float, import_uint8, export_float,
+                                  export_uint8, gather_row};
 
 }  // namespace obert

@@ -59,6 +59,7 @@ inline F32 copy_sign(F32 a, F32 b) {
 
 inline I32 add(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
 inline I32 max(I32 a, I32 b) { return _mm256_max_epi32(a, b); }
+inline I32 min(I32 a, I32 b) { return _mm256_min_epi32(a, b); }
 inline I32 bit_or(I32 a, I32 b) { return _mm256_or_si256(a, b); }
 inline I32 bit_and(I32 a, I32 b) { return _mm256_and_si256(a, b); }
 template <int N>
@@ -87,6 +88,11 @@ inline I32 pack_bytes(I32 q0, I32 q1, I32 q2, I32 q3, I32 zero_point) {
       _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   return _mm256_shuffle_epi8(_mm256_packus_epi16(a, b), order);
 }
+
+// v[index], lane by lane; every index is one of a lane.
+inline F32 pick(F32 v, I32 index) { return _mm256_permutevar8x32_ps(v, index); }
+// Whether each of these is that of a lane.
+inline bool are_lanes(I32 index) { return _mm256_testz_si256(index, set(~(kLanes - 1))); }
 
 // Rows of an 8 x 8 matrix become its columns.
 inline void transpose(I32 r[kLanes]) {

@@ -56,6 +56,7 @@ inline F32 copy_sign(F32 a, F32 b) {
 
 inline I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
 inline I32 max(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
+inline I32 min(I32 a, I32 b) { return _mm512_min_epi32(a, b); }
 inline I32 bit_or(I32 a, I32 b) { return _mm512_or_si512(a, b); }
 inline I32 bit_and(I32 a, I32 b) { return _mm512_and_si512(a, b); }
 template <int N>
@@ -87,6 +88,11 @@ inline I32 pack_bytes(I32 q0, I32 q1, I32 q2, I32 q3, I32 zero_point) {
       _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   return _mm512_shuffle_epi8(_mm512_packus_epi16(a, b), order);
 }
+
+// v[index], lane by lane; every index is one of a lane.
+inline F32 pick(F32 v, I32 index) { return _mm512_permutexvar_ps(index, v); }
+// Whether each of these is that of a lane.
+inline bool are_lanes(I32 index) { return _mm512_test_epi32_mask(index, set(~(kLanes - 1))) == 0; }
 
 inline void transpose(I32 r[kLanes]) {
   __m512i t[16], u[16];

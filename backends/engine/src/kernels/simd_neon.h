@@ -57,6 +57,7 @@ inline F32 copy_sign(F32 a, F32 b) { return vbslq_f32(vdupq_n_u32(0x80000000u), 
 
 inline I32 add(I32 a, I32 b) { return vaddq_s32(a, b); }
 inline I32 max(I32 a, I32 b) { return vmaxq_s32(a, b); }
+inline I32 min(I32 a, I32 b) { return vminq_s32(a, b); }
 inline I32 bit_or(I32 a, I32 b) { return vorrq_s32(a, b); }
 inline I32 bit_and(I32 a, I32 b) { return vandq_s32(a, b); }
 template <int N>
@@ -88,6 +89,15 @@ inline I32 pack_bytes(I32 q0, I32 q1, I32 q2, I32 q3, I32 zero_point) {
   const int16x8_t b = vqaddq_s16(vcombine_s16(vqmovn_s32(q2), vqmovn_s32(q3)), zero);
   return vreinterpretq_s32_u8(vqtbl1q_u8(vcombine_u8(vqmovun_s16(a), vqmovun_s16(b)), vld1q_u8(kOrder)));
 }
+
+// v[index], lane by lane; every index is one of a lane.
+inline F32 pick(F32 v, I32 index) { 
+  // Bytes of the lane.
+  const I32 bytes = vaddq_s32(vmulq_s32(index, set(0x04040404)), set(0x03020100));
+  return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(v), vreinterpretq_u8_s32(bytes)));
+ }
+// Whether each of these is that of a lane.
+inline bool are_lanes(I32 index) { return vmaxvq_u32(vreinterpretq_u32_s32(index)) < kLanes; }
 
 inline void transpose(I32 r[kLanes]) {
   const int32x4_t a = vtrn1q_s32(r[0], r[1]), b = vtrn2q_s32(r[0], r[1]);

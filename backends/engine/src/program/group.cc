@@ -70,6 +70,7 @@ void Group::compute(size_t step) {
     case StepKind::kRows: return gather(s);
     case StepKind::kProduct: return product(s);
     case StepKind::kPointwise: return pointwise(s);
+    case StepKind::kWeighTokens: return weigh_tokens(s);
     case StepKind::kLayerNorm: return layer_norm(s);
     case StepKind::kRotary: return rotate(s);
     case StepKind::kAttention: return attention(s, step);
@@ -285,11 +286,17 @@ void Group::attention(const Step& s, size_t step) {
   // A head and its keys and values are brought into place once in each task. Too few heads for the
   // threads are cut into blocks of queries all the same, and so is the sum of two masks.
   size_t all = sequences_ * static_cast<size_t>(heads);
-  bool both = run_.masks[step][1].data != nullptr;
-  bool whole = s.picked || (!both && (sharing_.alone() || all >= 4 * threads_ || all % threads_ == 0));
+  const bool both = run_.masks[step][1].data != nullptr, relative = s.by_query.used() || s.by_key.used();
+  // Sums of all queries of a head stay in the second-level cache where they are no more than this.
+  constexpr size_t kFewSums = 192 * 192;
+  const bool many = both || (relative && length_ * length_ > kFewSums);
+  bool whole = s.picked || (!many && (sharing_.alone() || all >= 4 * threads_ || all % threads_ == 0));
   size_t all_queries = s.picked ? 1 : length_;
   size_t query_blocks = whole ? 1 : panels_of(length_), queries = whole ? all_queries : kPanel;
   size_t scratch = k_.attention_scratch(length, s.head_dim);
+  for (const PositionTerm* term : {&s.by_query, &s.by_key})
+    if (term->used()) scratch = std::max(scratch, k_.relative_scratch(p_.tables[term->table].positions, s.head_dim));
+  scratch = (scratch + kCacheLine - 1) / kCacheLine * kCacheLine;
   sharing_.each(all * query_blocks, [&](size_t task) {
     size_t block = task % query_blocks, head = task / query_blocks % heads, sequence = task / query_blocks / heads;
     Attention a;
@@ -315,12 +322,46 @@ void Group::attention(const Step& s, size_t step) {
     a.inverse_scale = s.inverse_scale;
     a.zero_point = s.zero_point;
     static thread_local Arena workspace;
-    size_t row = static_cast<size_t>(length) * sizeof(float);
-    uint8_t* memory = workspace.get(scratch + (both ? row * kPanel : 0));
+    const size_t sums = static_cast<size_t>(a.query_end - a.query_begin) * length_ * sizeof(float);
+    uint8_t* memory = workspace.get(scratch + (both ? sums : 0) + (relative ? sums : 0));
     a.scratch = memory;
     auto* sum = both ? reinterpret_cast<float*>(memory + scratch) : nullptr;
     mask(a, run_.masks[step], run_.sequence(first_ + sequence), head, s.picked ? s.token_in(run_.length) : 0, sum);
+    if (relative) relative_scores(a, s, step, head, reinterpret_cast<float*>(memory + scratch + (both ? sums : 0)), memory);
     k_.attention(a);
+  });
+}
+
+void Group::relative_scores(Attention& a, const Step& s, size_t step, size_t head, float* sum, void* scratch) const {
+  RelativeScores r;
+  r.head_dim = a.head_dim, r.length = a.length;
+  r.first = a.first, r.first_query = a.first_query;
+  r.q = a.q, r.q_width = a.q_width, r.q_column = a.q_column;
+  r.k = a.k, r.k_width = a.k_width, r.k_column = a.k_column;
+  const auto term = [&](const PositionTerm& t, const PairIndex& pairs, size_t at) {
+    if (!t.used()) return RelativeTerm{};
+    const PositionTable& table = p_.tables[t.table];
+    return RelativeTerm{table.head(head), pairs.data + at, pairs.stride, t.rounding, t.factor};
+  };
+  const size_t token = s.picked ? s.token_in(run_.length) : 0;
+  r.by_query = term(s.by_query, run_.pairs[step][0], token * run_.pairs[step][0].stride);
+  r.by_key = term(s.by_key, run_.pairs[step][1], token);
+  r.mask = a.mask, r.mask_stride = a.mask_stride;
+  r.query_begin = a.query_begin, r.query_end = a.query_end;
+  r.out = sum;
+  r.scratch = scratch;
+  k_.relative_scores(r);
+  a.mask = sum - static_cast<std::ptrdiff_t>(static_cast<size_t>(a.query_begin) * length_);
+  a.mask_stride = length_;
+}
+
+void Group::weigh_tokens(const Step& s) {
+  sharing_.each(now_.panels, [&](size_t panel) {
+    const float *x = floats(s.x, panel), *weights = floats(s.factor, panel);
+    float* out = floats(s.out, panel);
+    const int tokens = groups_in(panel) * kGroup;
+    for (int i = 0; i < s.x.width; ++i, x += kPanel, out += kPanel)
+      for (int t = 0; t < tokens; ++t) out[t] = x[t] * weights[t];
   });
 }
 

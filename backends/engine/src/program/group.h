@@ -73,6 +73,9 @@ class Group {
   void layer_norm(const Step& s);
   void rotate(const Step& s);
   void attention(const Step& s, size_t step);
+  // What relative positions add to the scores of that head of `a`, with its mask, in the place of the mask.
+  void relative_scores(Attention& a, const Step& s, size_t step, size_t head, float* sum, void* scratch) const;
+  void weigh_tokens(const Step& s);
   void dequantize(const Step& s);
   Epilogue epilogue(const Step& s, size_t panel) const;
   int rows_of_task(int rows) const;

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "narrow.h"
+#include "position_table.h"
 #include "prepare.h"
 #include "share_memory.h"
 #include "weights.h"
@@ -135,7 +136,7 @@ class Lowering {
         }
       }
       bool moves = op.kind == OpKind::kImport || !rows_of_[o].empty() || op.kind == OpKind::kDequantize || op.kind == OpKind::kPick ||
-                   op.kind == OpKind::kRotary;
+                   op.kind == OpKind::kRotary || op.kind == OpKind::kWeighTokens;
       if (!moves) take_quantize(f);
       taken_[o] = 1;
       fused_.push_back(f);
@@ -282,10 +283,46 @@ class Lowering {
   // See Step::tensor.
   int constant_or_input(int value) {
     const Constant* c = g_.constant(value);
-    if (!c) return input_index(value);
-    p_.constants.push_back({c->shape, c->type == Type::kBool ? added(c->as<uint8_t>(), c->count)
-                                                             : std::vector<float>(c->as<float>(), c->as<float>() + c->count)});
+    return c ? constant(c->shape, std::vector<float>(c->as<float>(), c->as<float>() + c->count)) : input_index(value);
+  }
+
+  int constant(const std::vector<int64_t>& shape, std::vector<float> data) {
+    p_.constants.push_back({shape, std::move(data)});
     return kConstants + static_cast<int>(p_.constants.size()) - 1;
+  }
+
+  AddedMask mask(const ScoreMask& m) {
+    AddedMask to;
+    const Constant* c = g_.constant(m.value);
+    if (!m.used()) return to;
+    to.tensor = c && c->type == Type::kBool ? constant(c->shape, added(c->as<uint8_t>(), c->count, m.if_true, m.if_false))
+                                            : constant_or_input(m.value);
+    to.if_true = m.if_true;
+    to.if_false = m.if_false;
+    return to;
+  }
+
+  PositionTerm positions(const Relative& r, const Op& op) {
+    PositionTerm term;
+    if (!r.used()) return term;
+    term.table = static_cast<int>(p_.tables.size());
+    p_.tables.push_back(position_table(*g_.constant(r.table), r, op.width / op.head_dim, op.head_dim));
+    term.rounding = {r.rounding.scale, r.rounding.zero_point};
+    term.factor = r.factor;
+    term.copies = r.copies;
+    term.spread = r.copies == Relative::kSpread;
+    const Constant* c = g_.constant(r.index);
+    if (!c) {
+      term.index = input_index(r.index);
+      return term;
+    }
+    // The first of copies for every head.
+    const std::vector<int64_t> last(c->shape.end() - 2, c->shape.end());
+    ConstantIndex index{last, std::vector<int64_t>(static_cast<size_t>(last[0] * last[1]))};
+    for (size_t i = 0; i < index.data.size(); ++i) index.data[i] = c->type == Type::kInt32 ? c->as<int32_t>()[i] : c->as<int64_t>()[i];
+    p_.indices.push_back(std::move(index));
+    term.index = kConstants + static_cast<int>(p_.indices.size()) - 1;
+    return term;
   }
 
   void emit() {
@@ -335,6 +372,13 @@ class Lowering {
         s.cosine = place_[op.inputs[1]];
         s.sine = place_[op.inputs[2]];
         s.head_dim = op.head_dim;
+        s.out = fresh(f.op);
+        p_.steps.push_back(s);
+        return;
+      case OpKind::kWeighTokens:
+        s.kind = StepKind::kWeighTokens;
+        s.x = place_[op.inputs[0]];
+        s.factor = place_[op.inputs[1]];
         s.out = fresh(f.op);
         p_.steps.push_back(s);
         return;
@@ -415,8 +459,9 @@ class Lowering {
     s.value = place_[op.inputs[2]];
     s.head_dim = op.head_dim;
     s.scale = op.scale;
-    for (int i : {0, 1})
-      if (op.masks[i] >= 0) s.masks[i] = constant_or_input(op.masks[i]);
+    for (int i : {0, 1}) s.masks[i] = mask(op.masks[i]);
+    s.by_query = positions(op.by_query, op);
+    s.by_key = positions(op.by_key, op);
     s.nan_to_zero = op.nan_to_zero;
     s.scores = {op.score_rounding.scale * op.scale, op.score_rounding.zero_point};
     s.probabilities = {op.probability_rounding.scale, op.probability_rounding.zero_point};

@@ -46,7 +46,7 @@ bool may_drop_padding(const Program& p) {
   for (const Step& s : p.steps) {
     if (s.kind == StepKind::kImport && !s.by_position) return false;
     if (s.kind != StepKind::kAttention) continue;
-    if (s.masks[0] < 0 || s.masks[1] >= 0) return false;
+    if (!s.masks[0].used() || s.masks[1].used()) return false;
     attends = true;
   }
   return attends;

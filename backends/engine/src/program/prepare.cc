@@ -2,7 +2,6 @@
 
 #include "padding.h"
 
-#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -21,6 +20,7 @@ class Preparation {
     run_.spread.resize(p.steps.size());
     run_.places.resize(p.steps.size());
     run_.masks.resize(p.steps.size());
+    run_.pairs.resize(p.steps.size());
   }
 
   Run prepare() {
@@ -30,8 +30,12 @@ class Preparation {
     for (size_t i = 0; i < p_.steps.size() && !none; ++i) {
       if (p_.steps[i].kind == StepKind::kImport) fit(i);
       for (const Gathered& g : p_.steps[i].gathered) check_rows(g);
+      if (p_.steps[i].kind != StepKind::kAttention) continue;
       for (int m : {0, 1})
-        if (p_.steps[i].kind == StepKind::kAttention && p_.steps[i].masks[m] >= 0) mask(i, m);
+        if (p_.steps[i].masks[m].used()) mask(i, m);
+      const auto heads = static_cast<size_t>(p_.steps[i].x.width / p_.steps[i].head_dim);
+      if (p_.steps[i].by_query.used()) run_.pairs[i][0] = pairs(p_.steps[i].by_query, heads);
+      if (p_.steps[i].by_key.used()) run_.pairs[i][1] = pairs(p_.steps[i].by_key, heads);
     }
     for (size_t i = 0; i < p_.outputs.size(); ++i) {
       std::vector<int64_t> shape = run_.leading;
@@ -113,7 +117,7 @@ class Preparation {
     const size_t rows = t.shape.empty() ? 0 : count(t.shape, t.shape.size() - 1);
     const bool one = rows == run_.length, each = rows == run_.batch * run_.length && static_cast<size_t>(t.shape[0]) == run_.batch;
     if (t.shape.size() < 2 || static_cast<size_t>(t.shape.back()) != width || t.type != Type::kFloat || (!one && !each))
-      throw std::runtime_error("cosines or sines of shape " + text(t.shape) + " were expected to have " + std::to_string(width) +
+      throw std::runtime_error("cosines, sines or weights of tokens of shape " + text(t.shape) + " were expected to have " + std::to_string(width) +
                                " for each of " + std::to_string(run_.length) + " tokens");
     run_.places[step] = {static_cast<const float*>(t.data), one ? 0 : run_.length};
   }
@@ -156,8 +160,8 @@ class Preparation {
 
   void mask(size_t step, int which) {
     const Step& s = p_.steps[step];
-    int from = s.masks[which];
-    const Tensor t = constant_or_input(from);
+    const AddedMask& from = s.masks[which];
+    const Tensor t = constant_or_input(from.tensor);
     if (t.type != Type::kFloat && t.type != Type::kBool) throw std::runtime_error("a mask was expected in float32, or of booleans");
     auto heads = static_cast<size_t>(s.x.width / s.head_dim);
     size_t most[4] = {run_.batch, heads, run_.length, run_.length};
@@ -173,13 +177,48 @@ class Preparation {
     Mask& m = run_.masks[step][which];
     m.data = static_cast<const float*>(t.data);
     if (t.type == Type::kBool) {
-      auto [known, fresh] = run_.added.try_emplace(from);
-      if (fresh) known->second = added(static_cast<const uint8_t*>(t.data), count(t.shape, t.shape.size()));
+      auto [known, fresh] = run_.added.try_emplace({from.tensor, from.if_true, from.if_false});
+      if (fresh) known->second = added(static_cast<const uint8_t*>(t.data), count(t.shape, t.shape.size()), from.if_true, from.if_false);
       m.data = known->second.data();
     }
     m.query = shape[2] == 1 ? 0 : shape[3];
     m.head = shape[1] == 1 ? 0 : shape[2] * shape[3];
     m.batch = shape[0] == 1 ? 0 : shape[1] * shape[2] * shape[3];
+  }
+
+  // With dimensions of 1 in front.
+  PairIndex pairs(const PositionTerm& term, size_t heads) {
+    const int positions = p_.tables[term.table].positions;
+    if (term.copies > 0 && static_cast<size_t>(term.copies) != run_.batch * heads)
+      throw std::runtime_error("relative positions for " + std::to_string(run_.batch * heads) + " heads of all sequences were expected, found " +
+                               std::to_string(term.copies));
+    auto [known, fresh] = run_.columns.try_emplace({term.index, positions});
+    if (fresh) known->second = columns(pair_tensor(term.index), positions, term.spread ? run_.batch * heads : 1);
+    return {known->second.data(), run_.length};
+  }
+
+  Tensor pair_tensor(int index) {
+    if (index < kConstants) return input(index);
+    const ConstantIndex& c = p_.indices[index - kConstants];
+    return {Type::kInt64, c.data.data(), c.shape};
+  }
+
+  // Of the first of so many copies.
+  std::vector<int32_t> columns(const Tensor& t, int positions, size_t copies) const {
+    const size_t length = run_.length, rank = t.shape.size();
+    if (t.type != Type::kInt64 && t.type != Type::kInt32) throw std::runtime_error("relative positions were expected as int64 or int32");
+    if (rank < 2 || static_cast<size_t>(t.shape[rank - 2]) != length || static_cast<size_t>(t.shape[rank - 1]) != length ||
+        count(t.shape, rank) != length * length * copies)
+      throw std::runtime_error("relative positions of shape " + text(t.shape) + " were expected for each two of " + std::to_string(length) + " tokens");
+    std::vector<int32_t> all(length * length);
+    for (size_t i = 0; i < all.size(); ++i) {
+      int64_t v = t.type == Type::kInt32 ? static_cast<const int32_t*>(t.data)[i] : static_cast<const int64_t*>(t.data)[i];
+      if (v < -positions || v >= positions)
+        throw std::runtime_error("a relative position was expected from " + std::to_string(-positions) + " to " + std::to_string(positions - 1) +
+                                 ", found " + std::to_string(v));
+      all[i] = static_cast<int32_t>(v < 0 ? v + positions : v);
+    }
+    return all;
   }
 
   const Program& p_;
@@ -189,9 +228,9 @@ class Preparation {
 
 }  // namespace
 
-std::vector<float> added(const uint8_t* counts, size_t count) {
+std::vector<float> added(const uint8_t* mask, size_t count, float if_true, float if_false) {
   std::vector<float> floats(count);
-  for (size_t i = 0; i < count; ++i) floats[i] = counts[i] ? 0.f : -std::numeric_limits<float>::infinity();
+  for (size_t i = 0; i < count; ++i) floats[i] = mask[i] ? if_true : if_false;
   return floats;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <array>
 #include <map>
+#include <tuple>
 #include <vector>
 
 #include "program.h"
@@ -19,6 +20,12 @@ struct Places {
   size_t sequence = 0;   // rows from one sequence to the next, 0 where one serves all
 };
 
+// A column for each query and key, or each key and query, [length][stride].
+struct PairIndex {
+  const int32_t* data = nullptr;
+  size_t stride = 0;
+};
+
 // What all groups of one run share.
 struct Run {
   std::vector<Tensor> inputs;
@@ -27,7 +34,11 @@ struct Run {
   std::vector<std::array<Mask, 2>> masks;   // by step
   std::vector<std::vector<float>> spread;   // by step: inputs repeated over the batch
   std::vector<Places> places;               // by step: imports by position
-  std::map<int, std::vector<float>> added;  // by input: what masks of booleans add to scores
+  std::vector<std::array<PairIndex, 2>> pairs;   // by step: attention with terms of queries, of keys
+  // What masks of booleans add to scores, by input and what they say.
+  std::map<std::tuple<int, float, float>, std::vector<float>> added;
+  // Columns, by input and how many there are to name.
+  std::map<std::pair<int, int>, std::vector<int32_t>> columns;
   std::vector<int64_t> leading;          // shape of the tokens
   size_t batch = 1, length = 0;
   // Where padding is dropped (see padding.h): the sequences, longest first, and how many tokens of each count.
@@ -38,8 +49,8 @@ struct Run {
   size_t tokens_from(size_t i) const { return kept.empty() ? length : kept[i]; }
 };
 
-// What a mask of which keys count adds to scores.
-std::vector<float> added(const uint8_t* counts, size_t count);
+// What a mask of booleans adds to scores.
+std::vector<float> added(const uint8_t* mask, size_t count, float if_true, float if_false);
 
 // Throws std::runtime_error where the inputs do not fit together.
 Run prepare(const Program& program, Caller& caller);

@@ -29,7 +29,7 @@ struct Buffer {
   size_t bytes = 0;          // per panel
 };
 
-enum class StepKind : uint8_t { kImport, kRows, kProduct, kPointwise, kLayerNorm, kRotary, kAttention, kDequantize, kPick, kExport };
+enum class StepKind : uint8_t { kImport, kRows, kProduct, kPointwise, kWeighTokens, kLayerNorm, kRotary, kAttention, kDequantize, kPick, kExport };
 
 // Rows of tables, by the indices of an input of the part.
 struct Gathered {
@@ -37,11 +37,32 @@ struct Gathered {
   int rows = -1;                          // place in Program::rows
 };
 
+// A tensor that is added to scores, or booleans that say what is.
+struct AddedMask {
+  int tensor = -1;                        // as Step::tensor; -1: none
+  float if_true = 0.f, if_false = 0.f;    // of booleans
+
+  bool used() const { return tensor >= 0; }
+};
+
+// A term of relative positions, see RelativeTerm.
+struct PositionTerm {
+  int table = -1;                         // place in Program::tables, -1: there is no such term
+  int index = -1;                         // as Step::tensor, from kConstants on a place in Program::indices
+  Rounding rounding;
+  float factor = 1.f;
+  // Of the index, one for every head of every sequence: how many it is meant for, 0: any; whether it has them all.
+  int64_t copies = 0;
+  bool spread = false;
+
+  bool used() const { return table >= 0; }
+};
+
 // One kernel, or a run of them, over all tokens, or over one of each sequence.
 struct Step {
   StepKind kind = StepKind::kImport;
   Slice x;                                // what it reads
-  Slice residual, factor;                 // kProduct, kPointwise; residual also kLayerNorm
+  Slice residual, factor;                 // kProduct, kPointwise; residual also kLayerNorm; factor also kWeighTokens: one row
   Slice out, quantized;                   // what it writes: float, uint8, or both
   int tensor = -1;                        // kImport: input of the part, from kConstants on a place in Program::constants;
                                           // kExport: output of the part
@@ -59,7 +80,8 @@ struct Step {
   Slice cosine, sine;                     // kRotary
   int head_dim = 0;                       // kAttention, kRotary
   float scale = 1.f;
-  int masks[2] = {-1, -1};                // kAttention: as `tensor`; -1: none
+  AddedMask masks[2];                     // kAttention
+  PositionTerm by_query, by_key;          // kAttention; the index of `by_key` is [.., key, query]
   bool nan_to_zero = false;               // kAttention
   Rounding scores, probabilities;         // kAttention
   Rounding rounding, out_rounding;        // kProduct, kPointwise: see Epilogue
@@ -87,6 +109,21 @@ struct ConstantTensor {
   std::vector<float> data;
 };
 
+// The columns that constants name, [query, key] or [key, query].
+struct ConstantIndex {
+  std::vector<int64_t> shape;
+  std::vector<int64_t> data;
+};
+
+// A table of relative positions for every head, [heads][head_size], as RelativeTerm reads it.
+struct PositionTable {
+  int positions = 0;
+  size_t head_size = 0;   // floats
+  std::vector<float> data;
+
+  const float* head(size_t h) const { return data.data() + h * head_size; }
+};
+
 // A tensor that the part hands out, [batch, sequence, width] or, picked, [batch, width].
 struct Output {
   int width = 0;
@@ -98,6 +135,8 @@ struct Program {
   std::vector<Product> products;
   std::vector<RowProgram> rows;
   std::vector<ConstantTensor> constants;
+  std::vector<ConstantIndex> indices;
+  std::vector<PositionTable> tables;
   std::vector<Buffer> buffers;
   std::vector<Output> outputs;
   size_t arena_bytes = 0;                 // per panel of tokens

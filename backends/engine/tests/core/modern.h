@@ -28,6 +28,7 @@ struct Written {
   bool before_transpose = false;     // heads are rotated as [batch, sequence, heads, size]
   bool rounded = false;              // what the product gives is quantised and dequantised before it is cut
   bool scaled = false;               // queries are scaled before
+  bool gelu_in_parts = false;        // by tanh, its third power as Pow or as products
   bool for_each = false;             // tables have positions for each sequence
   bool picked = false;               // one token is read
   bool masked = false;
@@ -160,13 +161,21 @@ struct Modern {
     return b.node("Mul", {gamma, b.node("Mul", {x, inverse})});
   }
 
+  int gelu(int x) {
+    if (!form.gelu_in_parts) return b.node("Gelu", {x});
+    const int cube = form.scaled ? b.node("Mul", {b.node("Mul", {x, x}), x}) : b.node("Pow", {x, b.scalar(3.f)});
+    const int sum = b.node("Add", {x, b.node("Mul", {cube, b.scalar(0.044715f)})});
+    const int plus = b.node("Add", {b.node("Tanh", {b.node("Mul", {sum, b.scalar(0.7978845608f)})}), b.scalar(1.f)});
+    return b.node("Mul", {b.node("Mul", {x, b.scalar(0.5f)}), plus});
+  }
+
   int layer(int hidden, int mask, int cosine, int sine) {
     const std::vector<int> three = heads(b.fake_quantize(hidden, 0.03f, 125));
     const int context = form.ops == Written::kParts ? attended_in_parts(three, mask, cosine, sine) : attended(three, mask, cosine, sine);
     const int sum = b.node("Add", {hidden, quantized_linear(b, r, b.fake_quantize(context, 0.02f, 120), kWidth, kWidth, 0.5f)});
     const int x = b.fake_quantize(norm(sum), 0.03f, 125);
     const std::vector<int> both = b.nodes("Split", {quantized_linear(b, r, x, kWidth, 2 * kInner, 0.5f)}, 2, along(-1));
-    const int gated = b.node("Mul", {b.node("Gelu", {both[0]}), both[1]});
+    const int gated = b.node("Mul", {gelu(both[0]), both[1]});
     return b.node("Add", {sum, quantized_linear(b, r, b.fake_quantize(gated, 0.02f, 100), kInner, kWidth, 0.5f)});
   }
 };

@@ -20,6 +20,19 @@ struct Array {
   }
 };
 
+// Between results, element by element; NaN beside a number is endless.
+struct Differences {
+  double most = 0, mean = 0;
+
+  Differences(const Array& got, const Array& expected) {
+    for (size_t i = 0; i < got.data.size(); ++i) {
+      const double d = std::fabs(got.data[i] - expected.data[i]);
+      if (!(d <= most)) most = d == d ? d : INFINITY;
+      mean += d / static_cast<double>(got.data.size());
+    }
+  }
+};
+
 class Reference {
  public:
   explicit Reference(const Graph& graph) : g_(graph) {}
@@ -91,7 +104,7 @@ class Reference {
   static Array product(const Array& a, const Array& b) {
     int64_t n = a.shape[a.shape.size() - 2], k = a.shape.back(), m = b.shape.back();
     int64_t batches = Array::count(a.shape) / (n * k);
-    bool shared = b.shape.size() == 2;
+    const int64_t matrices = Array::count(b.shape) / (k * m);   // of fewer, the first dimension is spread
     Array out;
     out.shape = a.shape;
     out.shape.back() = m;
@@ -100,7 +113,7 @@ class Reference {
       for (int64_t i = 0; i < n; ++i)
         for (int64_t l = 0; l < k; ++l)
           for (int64_t j = 0; j < m; ++j)
-            out.data[(s * n + i) * m + j] += a.data[(s * n + i) * k + l] * b.data[((shared ? 0 : s) * k + l) * m + j];
+            out.data[(s * n + i) * m + j] += a.data[(s * n + i) * k + l] * b.data[(s % matrices * k + l) * m + j];
     return out;
   }
 
@@ -132,7 +145,9 @@ class Reference {
     if (n.op == "Tanh") return each(in(0), [](double x) { return std::tanh(x); });
     if (n.op == "Sigmoid") return each(in(0), [](double x) { return 1 / (1 + std::exp(-x)); });
     if (n.op == "IsNaN") return each(in(0), [](double x) { return std::isnan(x) ? 1. : 0.; });
-    if (n.op == "Where") return where(in(0), in(1).data[0], in(2));
+    if (n.op == "Where") return where(in(0), in(1), in(2));
+    if (n.op == "GatherElements") return gather_of_last(in(0), in(1));
+    if (n.op == "Expand" || n.op == "Tile") return spread(in(0), in(1), n.op == "Tile");
     if (n.op == "Transpose") return transpose(in(0), n.int_lists.at("perm"));
     if (n.op == "Identity") return in(0);
     if (n.op == "Reshape") return reshape(in(0), in(1));
@@ -217,10 +232,36 @@ class Reference {
     for (size_t i = 0; i < sizes.size(); ++i, begin += sizes[i - 1]) known_[n.outputs[i]] = slice(a, begin, begin + sizes[i], axis);
   }
 
-  static Array where(const Array& condition, double x, Array y) {
-    for (size_t i = 0; i < y.data.size(); ++i)
-      if (condition.data[i] != 0) y.data[i] = x;
-    return y;
+  // Of either side, what is not asked for counts for nothing, NaN or not.
+  static Array where(const Array& condition, const Array& x, const Array& y) {
+    const Array first = broadcast(condition, x, [](double c, double v) { return c != 0 ? v : 0; });
+    const Array second = broadcast(condition, y, [](double c, double v) { return c != 0 ? 0 : v; });
+    return broadcast(first, second, [](double a, double b) { return a + b; });
+  }
+
+  static Array gather_of_last(const Array& a, const Array& index) {
+    Array out = index;
+    const int64_t from = a.shape.back(), to = index.shape.back();
+    for (size_t i = 0; i < out.data.size(); ++i) {
+      const auto at = static_cast<int64_t>(index.data[i]);
+      out.data[i] = a.data[static_cast<size_t>(static_cast<int64_t>(i) / to * from + (at < 0 ? at + from : at))];
+    }
+    return out;
+  }
+
+  // Expand to a shape, or Tile by counts.
+  static Array spread(const Array& a, const Array& by, bool counts) {
+    if (!counts) {
+      Array zeros;
+      zeros.shape.assign(by.data.begin(), by.data.end());
+      zeros.data.assign(static_cast<size_t>(Array::count(zeros.shape)), 0);
+      return broadcast(a, zeros, [](double x, double) { return x; });
+    }
+    Array out = a;   // counts beside the first are 1
+    out.shape[0] *= static_cast<int64_t>(by.data[0]);
+    out.data.clear();
+    for (int64_t i = 0; i < static_cast<int64_t>(by.data[0]); ++i) out.data.insert(out.data.end(), a.data.begin(), a.data.end());
+    return out;
   }
 
   Array quantisation(const Node& n) {

@@ -1,5 +1,6 @@
 // Runs a claimed graph through lowering and the executor, with threads of its own.
 #pragma once
+#include <deque>
 #include <map>
 #include <thread>
 #include <vector>
@@ -58,22 +59,34 @@ inline Signature signature_of(const Graph& g) {
   return signature;
 }
 
-// Results of a graph that matches as a whole, by output value; float outputs only.
-inline std::map<int, Array> run_engine(const Graph& g, const std::map<int, Array>& known, const Kernels* kernels, int threads) {
+// Results of a graph that matches as a whole, by output value; float outputs only. Inputs are float32 unless `types` says
+// int64 or bool.
+inline std::map<int, Array> run_engine(const Graph& g, const std::map<int, Array>& known, const Kernels* kernels, int threads,
+                                       const std::map<int, Type>& types = {}, const Reshapes& reshapes = {}) {
   const Signature signature = signature_of(g);
-  Executor executor(lower(g, match(g), signature, kernels), threads);
+  Executor executor(lower(g, match(g, reshapes), signature, kernels), threads);
   Threads caller;
   caller.threads = threads;
-  std::vector<std::vector<float>> data;
-  for (int v : signature.inputs) data.emplace_back(known.at(v).data.begin(), known.at(v).data.end());
-  for (size_t i = 0; i < signature.inputs.size(); ++i) caller.inputs.push_back({Type::kFloat, data[i].data(), known.at(signature.inputs[i]).shape});
+  std::deque<std::vector<float>> floats;
+  std::deque<std::vector<int64_t>> integers;
+  std::deque<std::vector<uint8_t>> booleans;
+  for (int v : signature.inputs) {
+    const Array& a = known.at(v);
+    const auto found = types.find(v);
+    const Type type = found == types.end() ? Type::kFloat : found->second;
+    const void* data;
+    if (type == Type::kInt64) data = integers.emplace_back(a.data.begin(), a.data.end()).data();
+    else if (type == Type::kBool) data = booleans.emplace_back(a.data.begin(), a.data.end()).data();
+    else data = floats.emplace_back(a.data.begin(), a.data.end()).data();
+    caller.inputs.push_back({type, data, a.shape});
+  }
   executor.run(caller);
   std::map<int, Array> results;
   for (size_t i = 0; i < signature.outputs.size(); ++i) {
     Array a;
     a.shape = caller.shapes[i];
-    const auto* floats = reinterpret_cast<const float*>(caller.outputs[i].data());
-    a.data.assign(floats, floats + Array::count(a.shape));
+    const auto* result = reinterpret_cast<const float*>(caller.outputs[i].data());
+    a.data.assign(result, result + Array::count(a.shape));
     results[signature.outputs[i]] = a;
   }
   return results;

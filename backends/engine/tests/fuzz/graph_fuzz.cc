@@ -78,8 +78,20 @@ class Graphs {
       default: return b_.constant({in_.below(24) - 4});
     }
   }
+  int fill() { return b_.scalar(in_.below(2) ? -3.4028234663852886e38f : 0.f); }
+  // Of positions: [heads, positions, size], or size before positions.
+  int table() {
+    const int64_t heads = 1 + in_.below(4), a = 1 + in_.below(9), b = 1 + in_.below(9);
+    return b_.constant({heads, a, b}, r_.normals(static_cast<size_t>(heads * a * b)));
+  }
+  int pairs() {
+    const int index = b_.input("pairs", {1, -1, -1});
+    return in_.below(4) ? b_.node("Expand", {index, b_.constant({-1, in_.below(9), in_.below(9)})}) : index;
+  }
   std::vector<int64_t> order() {
-    switch (in_.below(4)) {
+    switch (in_.below(6)) {
+      case 4: return {0, 2, 1};
+      case 5: return {2, 0, 1};
       case 0: return {0, 2, 1, 3};
       case 1: return {0, 2, 3, 1};
       case 2: return {0, 1, 3, 2};
@@ -89,7 +101,7 @@ class Graphs {
 
   int step() {
     Node n;
-    switch (in_.below(29)) {
+    switch (in_.below(34)) {
       case 0: case 1: case 2: return b_.node("MatMul", {pick(), matrix(true)});
       case 3: return b_.node("MatMul", {pick(), matrix(false)});
       case 4: case 5: return b_.fake_quantize(pick(), 0.05f, static_cast<uint8_t>(in_.below(255)));
@@ -119,6 +131,11 @@ class Graphs {
         n.ints["num_heads"] = in_.below(5);
         return b_.node("RotaryEmbedding", {pick(), pick(), pick()}, n);
       }
+      case 29: return b_.node("GatherElements", {pick(), in_.below(4) ? pairs() : pick()}, with("axis", in_.below(5) - 1));
+      case 30: return b_.node("Where", {in_.below(4) ? b_.input("condition") : pick(), in_.below(2) ? pick() : fill(), in_.below(2) ? pick() : fill()});
+      case 31: return b_.node("Tile", {in_.below(2) ? table() : pick(), b_.constant({in_.below(3), 1, 1})});
+      case 32: return b_.node("Expand", {pick(), b_.constant(shape())});
+      case 33: return b_.node("MatMul", {pick(), table()});
       case 22: return b_.node("Squeeze", {pick(), edge()});
       case 23: return b_.node("Neg", {pick()});
       case 24: return b_.node("Concat", {pick(), pick()}, with("axis", in_.below(5) - 1));
@@ -141,11 +158,19 @@ class Graphs {
       Threads caller;
       caller.threads = 1;
       std::vector<std::vector<float>> data;
+      std::vector<std::vector<int64_t>> places;
       std::vector<int64_t> ids(static_cast<size_t>(std::max<int64_t>(1, batch) * length), in_.below(7) - 1);
       for (const Fit& fit : fits) {
         std::vector<int64_t> shape = fit.shape(batch, length, in_);
         if (fit.indices) {
           caller.inputs.push_back({Type::kInt64, ids.data(), shape.size() == 2 ? shape : std::vector<int64_t>{batch, length}});
+          continue;
+        }
+        if (fit.positions) {
+          places.emplace_back();
+          for (int64_t i = 0; i < length * length; ++i) places.back().push_back(r_.below(2 * fit.positions) - fit.positions);
+          if (in_.below(16) == 15 && length) places.back()[0] = in_.below(3) ? fit.positions : INT64_MIN;
+          caller.inputs.push_back({in_.below(8) ? Type::kInt64 : Type::kInt32, places.back().data(), shape});
           continue;
         }
         data.push_back(r_.normals(static_cast<size_t>(Array::count(shape)) + 1));
@@ -165,6 +190,7 @@ class Graphs {
   // What an input of a program is to it, so that most runs come far.
   struct Fit {
     int width = 0;            // of tokens; 0: none that is known
+    int positions = 0;        // of two tokens: of so many
     bool indices = false, mask = false, by_position = false;
 
     std::vector<int64_t> shape(int64_t batch, int64_t length, Bytes& in) const {
@@ -172,6 +198,7 @@ class Graphs {
       if (odd == 11) return {length};
       if (indices) return odd == 10 ? std::vector<int64_t>{1, length} : std::vector<int64_t>{batch, length};
       if (mask) return {odd % 2 ? batch : 1, 1, odd == 10 ? length : 1, length};
+      if (positions) return {1, length, odd == 10 ? 1 : length};
       if (by_position) return {odd % 2 ? batch : 1, 1, odd == 10 ? 1 : length, width};
       int64_t last = odd == 10 ? in.pick(kWidths) : width;
       return odd == 9 ? std::vector<int64_t>{length, last} : std::vector<int64_t>{odd == 8 ? 1 : batch, length, last};
@@ -185,8 +212,10 @@ class Graphs {
         fits[s.tensor].by_position = s.by_position;
       }
       for (const Gathered& g : s.gathered) fits[g.tensor].indices = true;
-      for (int m : s.masks)
-        if (s.kind == StepKind::kAttention && m >= 0 && m < kConstants) fits[m].mask = true;
+      for (const AddedMask& m : s.masks)
+        if (m.used() && m.tensor < kConstants) fits[m.tensor].mask = true;
+      for (const PositionTerm* t : {&s.by_query, &s.by_key})
+        if (t->used() && t->index < kConstants) fits[t->index].positions = p.tables[t->table].positions;
     }
     return fits;
   }

@@ -63,6 +63,38 @@ inline void rotary_layer(Builder& b, Numbers& r) {
   b.output(b.node("Add", {hidden, quantized_linear(b, r, b.fake_quantize(gated, 0.02f, 100), 12, 16, 0.5f)}));
 }
 
+// Heads of all sequences in one dimension, positions between every two tokens, scores that are filled: as DeBERTa has it.
+inline void relative_layer(Builder& b, Numbers& r) {
+  constexpr int kWidth = 16, kHeads = 2, kSize = 8, kPositions = 9;
+  const int hidden = b.input("hidden"), index = b.input("index", {1, -1, -1}), mask = b.input("mask");
+  const int shape = b.node("Shape", {hidden});
+  const auto size = [&](int64_t axis) { return b.node("Gather", {shape, b.constant({axis})}); };
+  const int all_heads = b.node("Mul", {size(0), b.constant({kHeads})});
+  const auto joined_to = [&](int last) { return b.node("Concat", {b.constant({-1}), size(1), last}, with("axis", 0)); };
+  const int pairs = b.node("Expand", {index, b.node("Concat", {all_heads, size(1), size(1)}, with("axis", 0))});
+  const int x = b.fake_quantize(hidden, 0.05f, 120);
+  const auto heads = [&] {
+    const int split = b.node("Reshape", {quantized_linear(b, r, x, kWidth, kWidth, 0.5f), b.constant({0, 0, kHeads, -1})});
+    return b.node("Reshape", {b.transpose(split, {0, 2, 1, 3}), joined_to(b.constant({kSize}))});
+  };
+  const int q = heads(), k = heads(), v = heads();
+  const auto term = [&](int own) {
+    const int table = b.constant({kHeads, kPositions, kSize}, r.normals(kHeads * kPositions * kSize));
+    const int tiled = b.node("Tile", {table, b.node("Concat", {size(0), b.constant({1, 1})}, with("axis", 0))});
+    const int products = b.node("MatMul", {own, b.transpose(tiled, {0, 2, 1})});
+    return b.node("Div", {b.node("GatherElements", {products, pairs}, with("axis", -1)), b.scalar(5.f)});
+  };
+  int scores = b.node("MatMul", {q, b.node("Div", {b.transpose(k, {0, 2, 1}), b.scalar(5.f)})});
+  scores = b.node("Add", {scores, b.node("Add", {term(q), b.transpose(term(k), {0, 2, 1})})});
+  const int four = b.node("Reshape", {scores, b.node("Concat", {b.constant({-1, kHeads}), size(1), size(1)}, with("axis", 0))});
+  const int filled = b.node("Where", {mask, b.scalar(-3.4028234663852886e38f), four});
+  const int p = b.node("Reshape", {b.node("Softmax", {filled}, with("axis", -1)), joined_to(size(1))});
+  const int apart = b.node("Concat", {b.constant({-1, kHeads}), size(1), b.constant({kSize})}, with("axis", 0));
+  const int context = b.transpose(b.node("Reshape", {b.node("MatMul", {p, v}), apart}), {0, 2, 1, 3});
+  const int tokens = b.node("Reshape", {context, b.constant({0, 0, kWidth})});
+  b.output(b.node("Add", {hidden, quantized_linear(b, r, b.fake_quantize(tokens, 0.02f, 128), kWidth, kWidth, 0.5f)}));
+}
+
 // Rows of nibbles with a scale for each group: Gather, two halves of a byte, joined, scaled, summed
 // with positions and normalised.
 inline void packed_embedding(Builder& b, Numbers& r) {
@@ -133,7 +165,7 @@ inline void in_parts(Builder& b, Numbers& r) {
   b.output(b.node("Add", {scaled, b.constant({kWidth}, r.normals(kWidth))}));
 }
 
-inline constexpr void (*kSeeds[])(Builder&, Numbers&) = {masked_encoder,   classifier,    whole_classifier, rotary_layer,
+inline constexpr void (*kSeeds[])(Builder&, Numbers&) = {masked_encoder,   classifier,    whole_classifier, rotary_layer, relative_layer,
                                                          packed_embedding, packed_matrix, in_parts};
 
 }  // namespace obert::testing

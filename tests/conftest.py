@@ -114,6 +114,27 @@ def tiny_cache(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def lowered_once(tiny_cache: Path) -> Iterator[None]:
+    """Compiles of a tiny folder share its export, which takes longer than all else they do."""
+    from obert_compiler.frontends import huggingface
+
+    lower, kept = huggingface.lower_huggingface, dict[tuple[str, ...], Graph]()
+
+    def lower_once(model: str | Path, **options: Any) -> Graph:
+        if Path(model).resolve().parent != tiny_cache.resolve():
+            return lower(model, **options)
+        key = (str(model), *map(str, sorted(options.items())))
+        if key not in kept:
+            kept[key] = lower(model, **options)
+        return kept[key].copy()
+
+    lower_once.anew = lower  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface, "lower_huggingface", lower_once)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tiny_cache: Path) -> TinyFolder:
     """``tiny_folder(arch, head)``: a Hugging Face folder with random weights. Do not write to it.

@@ -27,6 +27,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gte": {},
     "nomic_bert": {},
     "eurobert": {"mask_token_id": 4},
+    "deberta-v2": {  # as microsoft/deberta-v3-base
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
 }
 PASSES = ["prune:method=magnitude:sparsity=0.8:block=4", "quant", "pack"]
 

@@ -208,7 +208,11 @@ def describe_engine() -> EngineDescription:
 
 
 def add_engine(
-    options: onnxruntime.SessionOptions, threads: int, report: Path | None = None
+    options: onnxruntime.SessionOptions,
+    threads: int,
+    report: Path | None = None,
+    *,
+    unfolded: str = "claim",
 ) -> None:
     """Have sessions with ``options`` offer their graph to the engine first.
 
@@ -216,11 +220,13 @@ def add_engine(
         options: where to add it.
         threads: into how many pieces it cuts its work; the threads are ONNX Runtime's own.
         report: a file to which each session appends what it claims, for `read_claims`.
+        unfolded: what becomes of a graph of which something is left that is computed of constants
+            alone (`Claims.wants_folding`): ``claim`` the rest, or ``leave`` all of it.
 
     Raises:
         FailureError: the engine cannot be used.
     """
-    settings = {"threads": str(threads)}
+    settings = {"threads": str(threads), "unfolded": unfolded}
     if report is not None:
         settings["report"] = str(report)
     options.add_provider_for_devices([engine_device()], settings)

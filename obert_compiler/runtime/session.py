@@ -131,7 +131,9 @@ def _offered_to_engine(
     if not fold:
         leave_packed(options)
     with report_file() as report:
-        add_engine(options, options.intra_op_num_threads, report)
+        # Packing matrices for a session that is opened again would be for nothing.
+        unfolded = "claim" if fold else "leave"
+        add_engine(options, options.intra_op_num_threads, report, unfolded=unfolded)
         opened = open_session(model, options)
         return _noted(opened, EngineUse("obert", claims=read_claims(report)))
 

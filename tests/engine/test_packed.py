@@ -16,7 +16,7 @@ from obert_compiler.emission import emit
 from obert_compiler.passes import unpacking_turns
 from obert_compiler.pipeline.manager import PassManager
 from obert_compiler.runtime import engine_use, session
-from obert_compiler.runtime.provider import add_engine
+from obert_compiler.runtime.provider import add_engine, leave_packed, read_claims
 from obert_compiler.runtime.session import is_packed
 
 Compiled = Callable[[str, str], Path]
@@ -101,6 +101,37 @@ def test_a_packed_matrix_that_the_engine_leaves_is_unpacked_before(
     alone = session(file, 2, engine="cpu")
     for found, expected in zip(run(ours), run(alone), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_products_of_constants_are_folded(compiled: Compiled, run: Run, tmp_path: Path) -> None:
+    """DeBERTa's tables of positions are products of constants that nothing has folded."""
+    file = compiled("deberta-v3", "sequence")
+    claims = engine_use(session(file, 2, engine="obert")).claims
+    assert claims is not None
+    assert not claims.wants_folding
+    assert claims.parts == 1
+    found = {}
+    for unfolded in ("claim", "leave"):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        leave_packed(options)
+        add_engine(options, 2, tmp_path / unfolded, unfolded=unfolded)
+        opened = onnxruntime.InferenceSession(str(file), options, enable_fallback=0)
+        found[unfolded] = run(opened)[0]
+        told = read_claims(tmp_path / unfolded)
+        assert told is not None
+        assert told.wants_folding
+        assert told.claimed > 0
+    alone = run(session(file, 2, engine="cpu"))[0]
+    np.testing.assert_allclose(found["leave"], alone, rtol=1e-5, atol=1e-6)
+    assert np.abs(found["claim"] - alone).max() <= 0.05 * np.abs(alone).max()
+
+
+def test_an_unknown_word_for_unfolded_graphs(compiled: Compiled) -> None:
+    options = onnxruntime.SessionOptions()
+    add_engine(options, 2, unfolded="perhaps")
+    with pytest.raises(Exception, match="'unfolded': expected claim or leave, found 'perhaps'"):
+        onnxruntime.InferenceSession(str(compiled("bert", "sequence")), options, enable_fallback=0)
 
 
 def test_the_stage_is_read_off_the_file(

@@ -128,6 +128,7 @@ void tell_of_constants(const Graph& g, Claims& claims) {
     for (const char* op : kWorthAReason)
       if (node.op == op) skips.push_back({n, "it is computed of constants alone: fold constants first"});
   }
+  claims.wants_folding = !skips.empty();
   claims.skips.insert(claims.skips.begin(), skips.begin(), skips.end());
 }
 

@@ -102,6 +102,7 @@ struct Claims {
   std::vector<Part> parts;
   std::vector<Skip> skips;
   Reshapes reshapes;               // for matching the parts again
+  bool wants_folding = false;      // something that is left is computed of constants alone
 };
 
 // Parts of `graph` that the engine takes. Each is convex (no path leaves and returns) and matches

@@ -94,6 +94,7 @@ struct Compiled : NodeComputeInfo {
 struct Options {
   int threads = 1;
   bool integer_attention = false;
+  bool all_or_none = false;   // nothing is claimed where constants want folding
   std::string report;   // file to append a line of JSON to for each session; empty: none
 };
 
@@ -127,6 +128,10 @@ Options read_options(const SessionOptions* session) {
   if (!attention.empty() && attention != "float" && attention != "int16")
     throw std::runtime_error("option 'attention': expected float or int16, found '" + attention + "'");
   o.integer_attention = attention == "int16";
+  std::string unfolded = config(session, "unfolded");
+  if (!unfolded.empty() && unfolded != "claim" && unfolded != "leave")
+    throw std::runtime_error("option 'unfolded': expected claim or leave, found '" + unfolded + "'");
+  o.all_or_none = unfolded == "leave";
   return o;
 }
 
@@ -171,6 +176,7 @@ struct Provider : Ep {
     reshapes.insert(claims.reshapes.begin(), claims.reshapes.end());
     NodeFusionOptions fusion{kOldestApi, true};
     for (const Part& part : claims.parts) {
+      if (options.all_or_none && claims.wants_folding) break;
       std::vector<const Node*> nodes;
       for (int n : part) nodes.push_back(read.handles[n]);
       check(ep_functions->AddNodesToFuse(support, nodes.data(), nodes.size(), &fusion));

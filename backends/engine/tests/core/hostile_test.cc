@@ -1,6 +1,7 @@
 // Graphs that nobody would write, one for each fault that was found: they are left alone or refused.
 #include "builder.h"
 #include "check.h"
+#include "relative.h"
 #include "run.h"
 
 using namespace obert;
@@ -61,9 +62,27 @@ void tables_of_different_length() {
   }
 }
 
+// Positions that are picked without a result, or by an index that an Expand makes of nothing.
+void positions_of_nothing() {
+  for (const char* without : {"GatherElements", "Expand"}) {
+    Disentangled m(Relatively(), 1, 5);
+    m.b.output(m.layer(m.b.input("hidden")));
+    for (Node& n : m.b.graph.nodes) {
+      if (n.op != without) continue;
+      if (n.op == "Expand") n.inputs[0] = -1;
+      else n.outputs = {-1};
+    }
+    CHECK(compiles(m.b.graph));
+    for (Node& n : m.b.graph.nodes)
+      if (n.op == without) n.outputs.clear();
+    CHECK(compiles(m.b.graph));
+  }
+}
+
 }  // namespace
 
 int main() {
+  positions_of_nothing();
   tables_of_different_length();
   centred_without_result();
   rows_of_endless_width();

@@ -21,6 +21,7 @@ const uint32_t* expand_row(uint32_t mask, const uint32_t* from, uint32_t* to) {
 #include "quantize.h"
 #include "attention.h"
 #include "attention_tiles.h"
+#include "relative_scores.h"
 
 #include "emulated_table.h"
 
@@ -36,6 +37,8 @@ void attention_where_tiles_suit(const Attention& a) {
 Kernels with_attention(Kernels k) {
   k.attention = attention_where_tiles_suit;
   k.attention_scratch = attention_scratch_of_tiles;
+  k.relative_scores = relative_scores;
+  k.relative_scratch = relative_scratch;
   return k;
 }
 

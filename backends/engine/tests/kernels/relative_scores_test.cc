@@ -6,6 +6,7 @@
 
 #include "cases.h"
 #include "check.h"
+#include "emulated_amx.h"
 
 using namespace obert;
 
@@ -135,6 +136,7 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables) {
 int main() {
   std::vector<const Kernels*> tables = tables_under_test();
   tables.push_back(find_kernels("portable"));
+  tables.push_back(emulated_amx());   // vectors of 16 lanes, on every processor
   for (Positions order : {Positions::kNear, Positions::kAnywhere})
     for (int length : {1, 3, 8, 15, 16, 17, 31, 33, 64, 65, 130})
       for (int head_dim : {1, 8, 20, 64}) {

@@ -1,5 +1,5 @@
 // The vectors of src/kernels/simd_avx512.h in plain C++: 16 floats or int32, and what attention needs of
-// them. Attention on emulated tiles runs with it on every processor and under every sanitizer.
+// them. Attention on emulated tiles, and relative scores, run with it on every processor and under every sanitizer.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -87,6 +87,8 @@ inline I32 add(I32 a, I32 b) {
     return static_cast<int32_t>(static_cast<uint32_t>(x) + static_cast<uint32_t>(y));
   });
 }
+inline I32 max(I32 a, I32 b) { return each(a, b, [](int32_t x, int32_t y) { return x > y ? x : y; }); }
+inline I32 min(I32 a, I32 b) { return each(a, b, [](int32_t x, int32_t y) { return x < y ? x : y; }); }
 inline I32 bit_or(I32 a, I32 b) { return each(a, b, [](int32_t x, int32_t y) { return x | y; }); }
 inline I32 bit_and(I32 a, I32 b) { return each(a, b, [](int32_t x, int32_t y) { return x & y; }); }
 template <int N>
@@ -127,6 +129,17 @@ inline I32 pack_bytes(I32 q0, I32 q1, I32 q2, I32 q3, I32 zero_point) {
                                             static_cast<uint32_t>(clamped(word, 0, 255)) << 8 * f);
     }
   return packed;
+}
+
+inline F32 pick(F32 v, I32 index) {
+  F32 picked = v;
+  for (int i = 0; i < kLanes; ++i) picked.lane[i] = v.lane[index.lane[i] % kLanes];
+  return picked;
+}
+inline bool are_lanes(I32 index) {
+  for (int32_t i : index.lane)
+    if (i < 0 || i >= kLanes) return false;
+  return true;
 }
 
 inline void transpose(I32 r[kLanes]) {

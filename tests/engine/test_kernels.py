@@ -37,5 +37,6 @@ def test_ctest(has_compiler: bool) -> None:
     source = ["-S", ROOT / "backends" / "engine", "-B", build]
     _run(cmake, *source, *generator, "-DOBERT_ENGINE_TESTS=ON")
     _run(cmake, "--build", build, "--parallel", "2")
-    shown = _run(ctest, "--test-dir", build, "--output-on-failure", "--no-tests=error")
+    demands = ("--output-on-failure", "--no-tests=error")
+    shown = _run(ctest, "--test-dir", build, "--parallel", "2", *demands)
     assert "100% tests passed" in shown

@@ -71,7 +71,7 @@ Relative Matcher::table_of_positions(const View& x, int value, std::vector<int>&
   const Constant* c = g_.constant(value);
   if (!c || c->type != Type::kFloat || !c->data || !whole(*c)) return found;
   std::vector<int64_t> shape = c->shape;
-  if (shape.size() == 4 && shape[0] == 1) shape.erase(shape.begin());
+  if (shape.size() == 4 && shape[0] == 1 && !x.flat) shape.erase(shape.begin());
   if (shape.size() != 3 || shape[0] != m_.ops[x.op].width / x.head_dim) return found;
   found.positions_last = !turned;
   const int64_t positions = found.positions_last ? shape[2] : shape[1], size = found.positions_last ? shape[1] : shape[2];

@@ -42,6 +42,10 @@ ARCHITECTURES = (
     "nomic_bert",
     "jina_embeddings_v3",
     "eurobert",
+    "mobilebert",
+    "t5",
+    "qwen3",
+    "gemma3_text",
 )
 """What `tiny_folder` and `tiny_graph` take as ``arch`` (MiniLM is ``bert``)."""
 
@@ -94,8 +98,24 @@ _CONFIG: dict[str, dict[str, Any]] = {
         "bos_token_id": 2,
         "eos_token_id": 3,
     },
+    "mobilebert": {
+        "embedding_size": 32,
+        "true_hidden_size": 16,
+        "intra_bottleneck_size": 16,
+        "num_feedforward_networks": 2,
+    },
+    "t5": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "gemma3_text": {
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "use_bidirectional_attention": True,
+    },
     "eurobert": {
-        "num_key_value_heads": 4,
+        "num_key_value_heads": 2,
         "mask_token_id": 4,
         "bos_token_id": 2,
         "eos_token_id": 3,
@@ -234,7 +254,8 @@ def _write_folder(folder: Path, arch: str, head: str) -> None:
         pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
     config = transformers.AutoConfig.for_model(model_type, **options)
     torch.manual_seed(sum(map(ord, arch + head)))
-    model = getattr(transformers, _AUTO_CLASS[head]).from_config(config)
+    auto = "AutoModelForTextEncoding" if model_type == "t5" else _AUTO_CLASS[head]
+    model = getattr(transformers, auto).from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Larger than the usual 0.02, so that every layer shows in the outputs.

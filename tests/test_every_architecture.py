@@ -32,6 +32,9 @@ ARCHITECTURES = [
     ("nomic_bert", "sequence"),
     ("jina_embeddings_v3", "token"),
     ("eurobert", "token"),
+    ("t5", "embedding"),
+    ("qwen3", "embedding"),
+    ("gemma3_text", "embedding"),
 ]
 
 

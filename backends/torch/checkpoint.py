@@ -86,10 +86,10 @@ def _load_source(graph: Graph) -> Any:
             "torch back end: expected a source with a location and a task, found none; lower the "
             "model from its folder or hub id"
         )
-    auto = getattr(transformers, load(TASKS, source.task).auto_model)
+    name = load(TASKS, source.task).auto_class(str(source.config.get("model_type")))
     try:
         # Plain attention: what the graph computes, so that outputs compare to rounding.
-        model = auto.from_pretrained(
+        model = getattr(transformers, name).from_pretrained(
             source.location, dtype=torch.float32, attn_implementation="eager"
         )
     except (OSError, ValueError) as error:

@@ -40,7 +40,33 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "position_biased_input": False,
         "type_vocab_size": 0,
     },
+    "mobilebert": {},
+    "t5": {  # as google-t5/t5-base
+        "d_model": 768,
+        "d_ff": 3072,
+        "num_layers": 12,
+        "num_heads": 12,
+    },
+    "gemma3_text": {  # as google/embeddinggemma-300m
+        "hidden_size": 768,
+        "intermediate_size": 1152,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "use_bidirectional_attention": True,
+    },
+    "qwen3": {  # as Qwen/Qwen3-Embedding-0.6B
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
 }
+WITHOUT_HEAD = {"t5": "AutoModelForTextEncoding", "gemma3_text": "AutoModel", "qwen3": "AutoModel"}
+"""Encoders that hand out the hidden states of every token; others are classifiers."""
 PASSES = ["prune:method=magnitude:sparsity=0.8:block=4", "quant", "pack"]
 
 
@@ -101,28 +127,25 @@ def row(name: str, folder: Path, seconds: float) -> str:
 
 def checkpoint(name: str, folder: Path) -> int:
     """Write the encoder with random weights where it is not yet; returns its layers."""
-    from transformers import (
-        CONFIG_MAPPING,
-        AutoConfig,
-        AutoModelForSequenceClassification,
-        __version__,
-    )
+    import transformers
 
-    if name not in CONFIG_MAPPING:
+    if name not in transformers.CONFIG_MAPPING:
         raise SystemExit(
-            f"{name}: expected a model of transformers, found none in {__version__}; update it"
+            f"{name}: expected a model of transformers, found none in {transformers.__version__}; "
+            "update it"
         )
     if not folder.exists():
         import torch
 
         torch.manual_seed(0)
         options = {"vocab_size": 30522, "num_labels": 2} | SPECIAL | CONFIGS[name]
-        config = AutoConfig.for_model(name, **options)
+        config = transformers.AutoConfig.for_model(name, **options)
+        auto = getattr(transformers, WITHOUT_HEAD.get(name, "AutoModelForSequenceClassification"))
         unfinished = folder.with_suffix(".new")
         shutil.rmtree(unfinished, ignore_errors=True)
-        AutoModelForSequenceClassification.from_config(config).save_pretrained(unfinished)
+        auto.from_config(config).save_pretrained(unfinished)
         unfinished.rename(folder)
-    return int(AutoConfig.from_pretrained(folder).num_hidden_layers)
+    return int(transformers.AutoConfig.from_pretrained(folder).num_hidden_layers)
 
 
 if __name__ == "__main__":

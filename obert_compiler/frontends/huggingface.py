@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,16 +21,10 @@ from obert_compiler.frontends.new_head import describe_head, of_the_head, read_c
 from obert_compiler.frontends.sentence_embedding import add_sentence_embedding, read_modules
 from obert_compiler.frontends.torch_module import export, parameter_bytes
 from obert_compiler.graph.graph import Graph, Source
+from obert_compiler.tasks import task_class
 
 __all__ = ["lower_huggingface"]
 
-_AUTO_MODELS = {
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "fill-mask": "AutoModelForMaskedLM",
-    "feature-extraction": "AutoModel",
-}
 _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*/config.json"]
 
 
@@ -62,10 +57,10 @@ def lower_huggingface(
     if task is None:
         raise UsageError(
             f"model '{model}': expected an architecture that names its task, found "
-            f"{config.get('architectures')}; pass --task ({', '.join(_AUTO_MODELS)})"
+            f"{config.get('architectures')}; pass --task ({', '.join(TASK_OUTPUTS)})"
         )
-    if task not in _AUTO_MODELS:
-        raise UsageError(f"task '{task}': expected one of {', '.join(_AUTO_MODELS)}")
+    if task not in TASK_OUTPUTS:
+        raise UsageError(f"task '{task}': expected one of {', '.join(TASK_OUTPUTS)}")
     sentences = task == "feature-extraction" and (folder / "modules.json").is_file()
     steps = read_modules(folder) if sentences else []
     classes = None if new_head is None else read_classes(new_head, task)
@@ -75,7 +70,9 @@ def lower_huggingface(
     loaded: Any = module.config  # with the defaults that config.json leaves out
     # A pooler may be missing where no output needs it, which only the graph shows.
     _refuse_untrained((name for name in missing if "pooler" not in name), model, task)
+    taken = inspect.signature(module.forward).parameters
     inputs = _example_inputs(loaded, folder, tokenizer)
+    inputs = {name: value for name, value in inputs.items() if name in taken}
     graph_model = _export(module, inputs, TASK_OUTPUTS[task])
     canonicalise(graph_model, parameters=set(module.state_dict()))
     _refuse_untrained(missing & graph_model.graph.initializers.keys(), model, task)
@@ -132,7 +129,6 @@ def _load(
     """The module in float32 with plain attention, and the parameters the checkpoint lacks."""
     from safetensors import SafetensorError
 
-    auto = getattr(transformers, _AUTO_MODELS[task])
     level = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -143,7 +139,8 @@ def _load(
             describe_head(config, classes, task)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of a new head
-            module, info = auto.from_pretrained(
+            auto = task_class(task).auto_class(config.model_type)
+            module, info = getattr(transformers, auto).from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.float32,
@@ -215,8 +212,8 @@ def _gives_token_types(folder: str | Path, config: Any) -> bool:
 def _export(
     module: torch.nn.Module, inputs: dict[str, torch.Tensor], outputs: tuple[str, ...]
 ) -> ir.Model:
-    with torch.no_grad(), _plain_masks():
-        found = module(**inputs)
+    with torch.no_grad(), _plain_masks(), _without_cache(module.config):
+        found = _called(module, inputs)
         names = [name for name, value in found.items() if isinstance(value, torch.Tensor)]
         dynamic = torch.export.Dim.DYNAMIC
         model = export(module, (), inputs, {name: {0: dynamic, 1: dynamic} for name in inputs})
@@ -229,6 +226,29 @@ def _export(
     graph.outputs.extend(kept)
     name_dimensions(model)
     return model
+
+
+def _called(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
+    try:
+        return module(**inputs)
+    except Exception as error:  # the code of a model may raise anything
+        raise ModelError(
+            f"module '{type(module).__name__}': expected a model of {', '.join(inputs)}, found one "
+            f"that refuses them: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def _without_cache(config: Any) -> Iterator[None]:
+    """Keys and values of earlier calls are no output of an encoder."""
+    caches = getattr(config, "use_cache", None)
+    if caches:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        if caches:
+            config.use_cache = caches
 
 
 def _rename_output(graph: ir.Graph, value: ir.Value, name: str) -> None:
@@ -257,7 +277,7 @@ def _plain_masks() -> Iterator[None]:
     def eager_mask(*args: Any, **options: Any) -> Any:
         plain = not args and options.get("attention_mask") is not None
         needed = {"q_length", "kv_length", "mask_function"}
-        if not plain or not needed <= options.keys() or options.get("use_vmap"):
+        if not plain or not needed <= options.keys():
             return original(*args, **options)
         return _broadcast_mask(masking_utils, options)
 
@@ -278,8 +298,9 @@ def _broadcast_mask(masking_utils: Any, options: dict[str, Any]) -> torch.Tensor
         device = padding.device
         query = torch.arange(options["q_length"], device=device) + options.get("q_offset", 0)
         key = torch.arange(options["kv_length"], device=device) + options.get("kv_offset", 0)
-        zero = torch.zeros((), dtype=torch.long, device=device)
-        seen = seen & function(zero, zero, query[None, None, :, None], key[None, None, None, :])
+        sequence = torch.arange(padding.shape[0], device=device)[:, None, None, None]
+        head = torch.zeros((), dtype=torch.long, device=device)
+        seen = seen & function(sequence, head, query[None, None, :, None], key[None, None, None, :])
     zero_bias = torch.zeros((), dtype=dtype, device=padding.device)
     return torch.where(seen, zero_bias, torch.finfo(dtype).min)
 

@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from obert_compiler.errors import ModelError
 from obert_compiler.frontends.configuration import read_json
 from obert_compiler.graph.graph import Graph
 
-__all__ = ["add_sentence_embedding", "read_modules"]
+__all__ = ["Dense", "Normalise", "Pooling", "Step", "add_sentence_embedding", "read_modules"]
+
+_MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken")
+_ACTIVATIONS = {"Identity": None, "ReLU": "Relu", "Sigmoid": "Sigmoid", "Tanh": "Tanh"}
 
 
-def read_modules(folder: Path) -> list[str]:
-    """What follows the Transformer in ``folder/modules.json``: a pooling mode, then ``normalise``.
+@dataclass(frozen=True)
+class Pooling:
+    """One vector for the tokens of a sentence: ``mean``, ``cls``, ``max``, ``mean_sqrt_len``,
+    ``lasttoken``."""
+
+    mode: str
+
+
+@dataclass(frozen=True)
+class Dense:
+    """``activation(x W + b)``.
+
+    Attributes:
+        name: of the module's folder.
+        weight: float32 ``[inputs, outputs]``.
+        bias: float32 ``[outputs]``, or None.
+        activation: an ONNX op, or None.
+    """
+
+    name: str
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32] | None
+    activation: str | None
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Unit length."""
+
+
+Step = Pooling | Dense | Normalise
+
+
+def read_modules(folder: Path) -> list[Step]:
+    """What follows the Transformer in ``folder/modules.json``: Pooling, then Dense or Normalize.
 
     Raises:
         ModelError: a module or pooling mode is not supported, or a file does not parse.
@@ -25,16 +63,19 @@ def read_modules(folder: Path) -> list[str]:
     modules = read_json(file)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelError(f"file '{file}': expected a list of modules, found something else")
-    steps: list[str] = []
+    steps: list[Step] = []
     for module in modules:
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        path = folder / str(module.get("path", ""))
         if kind == "Pooling" and not steps:
-            steps.append(_pooling_mode(folder / str(module.get("path", "")) / "config.json"))
+            steps.append(Pooling(_pooling_mode(path / "config.json")))
+        elif kind == "Dense" and steps:
+            steps.append(_read_dense(path))
         elif kind == "Normalize" and steps:
-            steps.append("normalise")
+            steps.append(Normalise())
         elif kind != "Transformer":
             raise ModelError(
-                f"file '{file}': expected Transformer, Pooling and Normalize, in this order, found "
+                f"file '{file}': expected Transformer, Pooling, then Dense or Normalize, found "
                 f"'{kind}'; convert the model without that module"
             )
     if not steps:
@@ -42,7 +83,7 @@ def read_modules(folder: Path) -> list[str]:
     return steps
 
 
-def add_sentence_embedding(graph: Graph, steps: list[str]) -> None:
+def add_sentence_embedding(graph: Graph, steps: list[Step]) -> None:
     """Append the output ``sentence_embedding`` to a graph with ``last_hidden_state``.
 
     Args:
@@ -50,16 +91,27 @@ def add_sentence_embedding(graph: Graph, steps: list[str]) -> None:
         steps: as `read_modules` gives them.
 
     Raises:
-        ModelError: the graph has no attention mask.
+        ModelError: the graph has no attention mask, or a matrix does not fit.
     """
     model = graph.model
     hidden = next(v for v in model.graph.outputs if v.name == "last_hidden_state")
     build = _Nodes(model.graph)
-    embedding = _pool(build, model.graph, hidden, steps[0])
-    for _ in steps[1:]:
-        embedding = _normalise(build, embedding)
-    embedding.name = "sentence_embedding"
+    embedding = hidden
     size = hidden.shape[-1] if hidden.shape is not None else None
+    for step in steps:
+        if isinstance(step, Pooling):
+            embedding = _pool(build, model.graph, embedding, step.mode)
+        elif isinstance(step, Normalise):
+            embedding = _normalise(build, embedding)
+        else:
+            if isinstance(size, int) and size != len(step.weight):
+                raise ModelError(
+                    f"module '{step.name}': expected a matrix for {size} features, found "
+                    f"{len(step.weight)}; use the module that belongs to the model"
+                )
+            embedding = _project(build, embedding, step)
+            size = step.weight.shape[1]
+    embedding.name = "sentence_embedding"
     embedding.shape = ir.Shape(["batch", size])
     model.graph.outputs.append(embedding)
 
@@ -72,11 +124,17 @@ def _pool(build: _Nodes, graph: ir.Graph, hidden: ir.Value, mode: str) -> ir.Val
         raise ModelError(
             "pooling: expected an input 'attention_mask', found none; export the model with one"
         )
+    if mode == "lasttoken":  # wherever the padding is: the first of those that end the count
+        axis = build.constant("pool_count_axis", np.array(1))
+        seen = build("Cast", mask, dtype=ir.DataType.INT32)
+        count = build("CumSum", seen, axis, dtype=ir.DataType.INT32)
+        index = build("ArgMax", count, axis=1, keepdims=1, dtype=ir.DataType.INT64)
+        return build("GatherND", hidden, index, batch_dims=1)
     last = build.constant("pool_last_axis", np.array([-1]))
     sequence = build.constant("pool_sequence_axis", np.array([1]))
-    weights = build("Unsqueeze", build("Cast", mask, to=int(ir.DataType.FLOAT)), last)
+    weights = build("Unsqueeze", build("Cast", mask), last)
     if mode == "max":
-        seen = build("Cast", weights, to=int(ir.DataType.BOOL))
+        seen = build("Cast", weights, dtype=ir.DataType.BOOL)
         lowest = build.constant("pool_lowest", np.array(-1e9, np.float32))
         return build("ReduceMax", build("Where", seen, hidden, lowest), sequence, keepdims=0)
     total = build("ReduceSum", build("Mul", hidden, weights), sequence, keepdims=0)
@@ -97,16 +155,64 @@ def _pooling_mode(file: Path) -> str:
             "pooling_mode_mean_tokens": "mean",
             "pooling_mode_max_tokens": "max",
             "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+            "pooling_mode_lasttoken": "lasttoken",
         }
         on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
         modes = [flags.get(key, key) for key in on]
-    if len(modes) != 1 or modes[0] not in {"cls", "mean", "max", "mean_sqrt_len"}:
+    if len(modes) != 1 or modes[0] not in _MODES:
         found = ", ".join(map(str, modes)) or "none"
         raise ModelError(
-            f"file '{file}': expected one pooling mode of mean, cls, max, mean_sqrt_len, found "
+            f"file '{file}': expected one pooling mode of {', '.join(_MODES)}, found "
             f"{found}; convert the model with one of these"
         )
     return modes[0]
+
+
+def _read_dense(folder: Path) -> Dense:
+    config = read_json(folder / "config.json")
+    named = str(config.get("activation_function", "torch.nn.modules.linear.Identity"))
+    activation = named.rsplit(".", 1)[-1]
+    if activation not in _ACTIVATIONS:
+        raise ModelError(
+            f"module '{folder}': expected an activation of {', '.join(_ACTIVATIONS)}, found "
+            f"'{named}'; convert the model without that module"
+        )
+    tensors = _read_weights(folder)
+    weight, bias = tensors.get("linear.weight"), tensors.get("linear.bias")
+    if weight is None or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        found = ", ".join(f"{name} {array.shape}" for name, array in tensors.items()) or "nothing"
+        raise ModelError(
+            f"module '{folder}': expected linear.weight [outputs, inputs] and perhaps linear.bias, "
+            f"found {found}"
+        )
+    transposed = np.ascontiguousarray(weight.T)
+    return Dense(folder.name, transposed, bias, _ACTIVATIONS[activation])
+
+
+def _read_weights(folder: Path) -> dict[str, npt.NDArray[np.float32]]:
+    import torch
+    from safetensors.torch import load_file
+
+    file = folder / "model.safetensors"
+    try:
+        if file.is_file():
+            tensors = load_file(file)
+        else:
+            file = folder / "pytorch_model.bin"
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    except Exception as error:  # whatever a file that is none of the two leads to
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"file '{file}': the weights cannot be read: {reason}") from error
+
+
+def _project(build: _Nodes, embedding: ir.Value, dense: Dense) -> ir.Value:
+    weight = build.constant(f"{dense.name}_weight", dense.weight)
+    embedding = build("MatMul", embedding, weight)
+    if dense.bias is not None:
+        bias = build.constant(f"{dense.name}_bias", dense.bias)
+        embedding = build("Add", embedding, bias)
+    return build(dense.activation, embedding) if dense.activation else embedding
 
 
 def _normalise(build: _Nodes, embedding: ir.Value) -> ir.Value:
@@ -124,10 +230,17 @@ class _Nodes:
         self._graph = graph
         self._count = 0
 
-    def __call__(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+    def __call__(
+        self,
+        op_type: str,
+        *inputs: ir.Value,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+        **attributes: int,
+    ) -> ir.Value:
         self._count += 1
         name = f"sentence_{op_type}_{self._count}"
-        dtype = ir.DataType(attributes.get("to", ir.DataType.FLOAT))
+        if op_type == "Cast":
+            attributes["to"] = int(dtype)
         output = ir.Value(name=name, type=ir.TensorType(dtype))
         node = ir.node(op_type, list(inputs), attributes, outputs=[output], name=name)
         self._graph.append(node)

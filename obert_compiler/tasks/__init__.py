@@ -6,7 +6,17 @@ from obert_compiler.graph.graph import Source
 from obert_compiler.pipeline.registry import TASKS, load
 from obert_compiler.tasks.base import Example, Task
 
-__all__ = ["Example", "Task", "task_for"]
+__all__ = ["Example", "Task", "task_class", "task_for"]
+
+
+def task_class(name: str) -> type[Task]:
+    """The task that is registered as ``name``.
+
+    Raises:
+        UsageError: none is.
+    """
+    found: type[Task] = load(TASKS, name)
+    return found
 
 
 def task_for(source: Source, name: str | None = None) -> Task | None:
@@ -22,5 +32,4 @@ def task_for(source: Source, name: str | None = None) -> Task | None:
     wanted = name or source.task
     if wanted is None:
         return None
-    task: Task = load(TASKS, wanted).from_source(source)
-    return task
+    return task_class(wanted).from_source(source)

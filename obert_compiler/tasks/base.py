@@ -73,6 +73,12 @@ class Task(ABC):
     auto_model: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
 
+    @classmethod
+    def auto_class(cls, model_type: str) -> str:
+        """The transformers class that loads a model of this task and ``model_type``."""
+        del model_type
+        return cls.auto_model
+
     @property
     @abstractmethod
     def metric_name(self) -> str:

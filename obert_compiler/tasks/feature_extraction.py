@@ -36,6 +36,7 @@ __all__ = ["FeatureExtraction"]
 
 SCORE_COLUMNS = ("score", "similarity_score", "label", "labels")
 PART = "part"
+_WITH_DECODER = frozenset({"mt5", "t5", "umt5"})
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class FeatureExtraction(Task):
 
     name: ClassVar[str] = "feature-extraction"
     auto_model: ClassVar[str] = "AutoModel"
+
+    @classmethod
+    def auto_class(cls, model_type: str) -> str:
+        """Of models with a decoder, the encoder alone."""
+        return "AutoModelForTextEncoding" if model_type in _WITH_DECODER else cls.auto_model
 
     @classmethod
     def from_source(cls, source: Source) -> Self:

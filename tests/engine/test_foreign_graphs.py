@@ -1,16 +1,11 @@
-"""Graphs that other programs wrote: torch exports quantised by ONNX Runtime's own tool.
-
-The encoder has odd sizes: 36 features, heads of 12, a feed-forward of 54, heads of Gemm.
-"""
+"""Graphs that other programs wrote: torch exports quantised by ONNX Runtime's own tool."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
-import io
+import importlib.util
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +21,6 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
-from torch import nn
 
 from obert_compiler.runtime import engine_use, session
 
@@ -34,214 +28,26 @@ Arrays = dict[str, np.ndarray]
 Pair = tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession]
 AssertClose = Callable[[list[np.ndarray], list[np.ndarray]], None]
 
-WIDTH, HEADS, INNER, WORDS, LABELS = 36, 3, 54, 50, 5
-BATCH, LENGTH, SPAN = 2, 12, 8
-
-
-class Layer(nn.Module):
-    """An encoder layer as people write it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """``x`` [batch, tokens, WIDTH]; ``mask`` is added to the scores."""
-        batch, tokens, _ = x.shape
-        shape = (batch, tokens, HEADS, WIDTH // HEADS)
-        q, k, v = (part(x).view(shape).transpose(1, 2) for part in (self.q, self.k, self.v))
-        scores = q @ k.transpose(-1, -2) / (WIDTH // HEADS) ** 0.5 + mask
-        y = (torch.softmax(scores, -1) @ v).transpose(1, 2).reshape(batch, tokens, WIDTH)
-        x = self.first(x + self.o(y))
-        y: torch.Tensor = self.second(x + self.down(nn.functional.gelu(self.up(x))))
-        return y
-
-
-class Encoder(nn.Module):
-    """Embedding, two layers, pooler and head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(WORDS, WIDTH)
-        self.layers = nn.ModuleList([Layer() for _ in range(2)])
-        self.pool, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, LABELS)
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Logits of token ids and a mask of ones and zeros, both [batch, tokens]."""
-        x, added = self.words(ids), (1.0 - mask[:, None, None, :].float()) * -100.0
-        for layer in self.layers:
-            x = layer(x, added)
-        logits: torch.Tensor = self.head(torch.tanh(self.pool(x[:, 0])))
-        return logits
-
-
-class RmsNorm(nn.Module):
-    """RMSNorm in parts: the older exporter does not know it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.rand(WIDTH) + 0.5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` [batch, tokens, WIDTH]."""
-        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
-
-
-class RotaryLayer(nn.Module):
-    """A layer as newer encoders have it: one matrix for queries, keys and values, one for gates."""
-
-    def __init__(self, in_parts: bool) -> None:
-        super().__init__()
-        self.qkv, self.o = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH)
-        self.first = nn.LayerNorm(WIDTH, bias=False)
-        self.second = RmsNorm() if in_parts else nn.RMSNorm(WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 2 * INNER), nn.Linear(INNER, WIDTH)
-
-    def forward(
-        self, x: torch.Tensor, mask: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> torch.Tensor:
-        """``x`` [batch, tokens, WIDTH]; ``mask``: which keys count; tables [1, tokens, size]."""
-        batch, tokens, _ = x.shape
-        size = WIDTH // HEADS
-        q, k, v = self.qkv(self.first(x)).view(batch, tokens, 3, HEADS, size).unbind(2)
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-
-        def rotated(heads: torch.Tensor) -> torch.Tensor:
-            left, right = heads[..., : size // 2], heads[..., size // 2 :]
-            return heads * cos + torch.cat([-right, left], -1) * sin
-
-        q, k = rotated(q.transpose(1, 2)), rotated(k.transpose(1, 2))
-        y = nn.functional.scaled_dot_product_attention(q, k, v.transpose(1, 2), mask)
-        x = x + self.o(y.transpose(1, 2).reshape(batch, tokens, WIDTH))
-        gate, up = self.up(self.second(x)).chunk(2, -1)
-        summed: torch.Tensor = x + self.down(nn.functional.silu(gate) * up)
-        return summed
-
-
-class RotaryEncoder(nn.Module):
-    """Embedding, two layers, norm and head."""
-
-    def __init__(self, in_parts: bool) -> None:
-        super().__init__()
-        self.words, self.norm = nn.Embedding(WORDS, WIDTH), nn.LayerNorm(WIDTH)
-        self.layers = nn.ModuleList([RotaryLayer(in_parts) for _ in range(2)])
-        self.last, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, LABELS)
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Logits of each token of ids and a mask of ones and zeros, both [batch, tokens]."""
-        x = self.norm(self.words(ids))
-        counts = mask[:, None, None, :].bool().expand(-1, 1, ids.shape[1], -1)
-        size = WIDTH // HEADS
-        steps = 100.0 ** (-torch.arange(0, size, 2) / size)
-        angles = torch.arange(ids.shape[1])[None, :, None] * torch.cat([steps, steps])
-        cos, sin = angles.cos(), angles.sin()
-        for layer in self.layers:
-            x = layer(x, counts, cos, sin)
-        logits: torch.Tensor = self.head(self.last(x))
-        return logits
-
-
-class RelativeLayer(nn.Module):
-    """Attention with relative positions, as DeBERTa has it, and a feed-forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.of_queries, self.of_keys = (
-            nn.Parameter(torch.randn(HEADS, 2 * SPAN, WIDTH // HEADS)) for _ in range(2)
-        )
-        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """``mask`` [batch, 1, tokens, tokens]: what counts; ``positions`` [1, tokens, tokens]."""
-        batch, tokens, _ = x.shape
-
-        def heads(part: nn.Linear) -> torch.Tensor:
-            split = part(x).view(batch, tokens, HEADS, -1).permute(0, 2, 1, 3)
-            return split.reshape(-1, tokens, WIDTH // HEADS)
-
-        def term(own: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-            products = torch.bmm(own, table.repeat(batch, 1, 1).transpose(1, 2))
-            return torch.gather(products, -1, positions.expand(batch * HEADS, tokens, tokens))
-
-        q, k, v = heads(self.q), heads(self.k), heads(self.v)
-        scores = torch.bmm(q, k.transpose(1, 2) / 6.0)
-        added = term(k, self.of_keys).transpose(1, 2) / 6.0
-        scores = scores + (term(q, self.of_queries) / 6.0 + added)
-        scores = scores.view(-1, HEADS, tokens, tokens)
-        scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
-        weights = torch.softmax(scores, -1).view(-1, tokens, tokens)
-        y = torch.bmm(weights, v).view(-1, HEADS, tokens, WIDTH // HEADS)
-        y = self.o(y.permute(0, 2, 1, 3).reshape(batch, tokens, WIDTH))
-        x = self.first(x + y)
-        summed: torch.Tensor = self.second(x + self.down(nn.functional.gelu(self.up(x))))
-        return summed
-
-
-class RelativeEncoder(nn.Module):
-    """Embedding, two layers and head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words, self.norm = nn.Embedding(WORDS, WIDTH), nn.LayerNorm(WIDTH)
-        self.layers = nn.ModuleList([RelativeLayer() for _ in range(2)])
-        self.head = nn.Linear(WIDTH, LABELS)
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Logits of each token of ids and a mask of ones and zeros, both [batch, tokens]."""
-        x = self.norm(self.words(ids)) * mask[:, :, None].float()
-        counts = (mask[:, None, None, :] * mask[:, None, :, None]).bool()
-        places = torch.arange(ids.shape[1])
-        positions = (places[:, None] - places + SPAN).clamp(0, 2 * SPAN - 1)[None]
-        for layer in self.layers:
-            x = layer(x, counts, positions)
-        logits: torch.Tensor = self.head(x)
-        return logits
-
-
-def _export(file: Path, exporter: str) -> None:
-    torch.manual_seed(0)
-    torchscript = exporter.endswith("torchscript")
-    model: nn.Module
-    if exporter.startswith("rotary"):
-        model = RotaryEncoder(torchscript)
-    else:
-        model = RelativeEncoder() if exporter.startswith("relative") else Encoder()
-    model.eval()
-    inputs = (torch.randint(0, WORDS, (BATCH, LENGTH)), torch.ones(BATCH, LENGTH, dtype=torch.long))
-    options: dict[str, Any] = {"input_names": ["ids", "mask"], "output_names": ["logits"]}
-    if torchscript:
-        axes = {0: "batch", 1: "tokens"}
-        options |= {
-            "dynamo": False,
-            "opset_version": 17,
-            "dynamic_axes": {"ids": axes, "mask": axes},
-        }
-    else:
-        opset = int(exporter.partition(" ")[2] or 20)
-        options |= {"dynamo": True, "opset_version": opset, "external_data": False}
-    if exporter != "static" and not torchscript:
-        sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
-        options["dynamic_shapes"] = {"ids": sizes, "mask": sizes}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(model, inputs, str(file), **options)
+_FILE = Path(__file__).with_name("foreign_models.py")
+_SPEC = importlib.util.spec_from_file_location("foreign_models", _FILE)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+models = importlib.util.module_from_spec(_SPEC)  # tests are not a package
+_SPEC.loader.exec_module(models)
+WORDS, BATCH, LENGTH = models.WORDS, models.BATCH, models.LENGTH
 
 
 @pytest.fixture(scope="session")
 def exported(tiny_cache: Path) -> Callable[[str], Path]:
     """``exported(exporter)``: the encoder in float32, kept from run to run."""
-    key = hashlib.sha256(Path(__file__).read_bytes() + torch.__version__.encode()).hexdigest()[:12]
+    key = hashlib.sha256(_FILE.read_bytes() + torch.__version__.encode()).hexdigest()[:12]
 
     def make(exporter: str) -> Path:
         file = tiny_cache / f"foreign-{exporter}-{key}.onnx"
         with file.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not file.exists():
-                _export(file.with_suffix(".new"), exporter)
+                models.export(file.with_suffix(".new"), exporter)
                 file.with_suffix(".new").rename(file)
         return file
 
@@ -347,6 +153,29 @@ def test_rotary_quantised_by_onnx_runtime(
     same_at_all_sizes(ours, theirs, assert_close)
 
 
+@pytest.mark.parametrize("exporter", ["torchscript", "20", "23"])
+def test_shared_heads_quantised_by_onnx_runtime(
+    exporter: str,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+    both: Callable[..., Pair],
+    assert_close: AssertClose,
+) -> None:
+    """Keys and values that all queries share, norms of heads, tokens as rows of a matrix."""
+    float32 = shutil.copy(exported(f"grouped {exporter}"), tmp_path / "float32.onnx")
+    model = tmp_path / "model.onnx"
+    options: dict[str, Any] = {"per_channel": True, "op_types_to_quantize": ["MatMul", "Gemm"]}
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(float32, model, Calibration(), QuantFormat.QDQ, **types, **options)
+    assert (exporter == "23") == any(n.op_type == "Attention" for n in onnx.load(model).graph.node)
+    ours, theirs = both(model)
+    claims = engine_use(ours).claims
+    assert claims is not None
+    assert not claims.left, claims.describe()
+    assert claims.parts == 1
+    same_at_all_sizes(ours, theirs, assert_close)
+
+
 @pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("exporter", ["torchscript", "20"])
 def test_relative_positions_quantised_by_onnx_runtime(
@@ -400,7 +229,7 @@ def test_sparse_float(
     proto = onnx.load(exported("torchscript"))
     for tensor in proto.graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)
-        if array.ndim == 2 and array.shape != (WORDS, WIDTH):
+        if array.ndim == 2 and array.shape != (WORDS, models.WIDTH):
             inputs, outputs = array.shape
             keep = rng.random((-(-inputs // block), outputs)) < 0.1
             zeroed = array * keep.repeat(block, 0)[:inputs]

@@ -47,6 +47,10 @@ SHAPES = ((1, 1), (1, 7), (3, 17), (2, 63), (2, 64), (1, 65), (5, 33), (7, 16), 
         ("nomic_bert", "sequence", 0.9),
         ("jina_embeddings_v3", "token", 0.9),
         ("eurobert", "token", 0.85),
+        ("mobilebert", "sequence", 0.9),
+        ("t5", "embedding", 0.85),
+        ("qwen3", "embedding", 0.85),
+        ("gemma3_text", "embedding", 0.85),
     ],
 )
 def test_equal_to_onnx_runtime(

@@ -205,6 +205,16 @@ def test_unknown_architecture(folder):
     assert "berserk" in message
 
 
+def test_a_model_of_more_than_tokens(tmp_path):
+    from transformers import AutoModel, BrosConfig
+
+    config = BrosConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    message = refusal(tmp_path, ModelError)
+    assert "module 'BrosModel': expected a model of input_ids, attention_mask" in message
+    assert "ValueError: You have to specify bbox" in message
+
+
 def test_architecture_that_names_no_task(folder):
     text = (folder / "config.json").read_text()
     text = text.replace("BertForSequenceClassification", "BertForNextSentencePrediction")

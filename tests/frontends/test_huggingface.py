@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from obert_compiler.frontends import lower
 from obert_compiler.graph import find_linear_sites
 
 CASES = (
@@ -19,6 +20,9 @@ CASES = (
     ("deberta-v2", "qa"),
     ("deberta-v3", "reranker"),
     ("modernbert", "sequence"),
+    ("t5", "features"),
+    ("qwen3", "features"),
+    ("gemma3_text", "features"),
 )
 OUTPUTS = {
     "sequence": ["logits"],
@@ -38,6 +42,7 @@ TASKS = {
     "embedding": "feature-extraction",
     "mlm": "fill-mask",
 }
+DEPTH = {"distilbert": "n_layers", "t5": "num_layers"}
 UNUSED = {"pooler.dense", "pooler"}  # by heads that read every token
 POSITIONS = ("pos_key_proj", "pos_query_proj")  # DeBERTa: products of a table with a matrix
 
@@ -141,7 +146,7 @@ def test_source_says_where_it_came_from(tiny_graph, tiny_folder):
         assert source.kind == "huggingface"
         assert source.task == TASKS[head]
         assert source.folder == tiny_folder(arch, head)
-        assert source.config["num_hidden_layers" if arch != "distilbert" else "n_layers"] == 3
+        assert source.config[DEPTH.get(arch, "num_hidden_layers")] == 3
         size = (source.folder / "model.safetensors").stat().st_size
         # The file also holds names, and a tied decoder once or twice.
         assert 0.7 * size < source.bytes_on_disk <= size
@@ -164,3 +169,17 @@ def test_inputs_follow_the_tokenizer(tiny_graph):
     }
     assert names["bert"] == ["input_ids", "attention_mask", "token_type_ids"]
     assert names["distilbert"] == names["roberta"] == ["input_ids", "attention_mask"]
+
+
+def test_a_model_that_takes_no_mask(tmp_path):
+    from transformers import AutoModel, FNetConfig
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 20}
+    AutoModel.from_config(FNetConfig(**sizes)).save_pretrained(tmp_path)
+    assert [value.name for value in lower(tmp_path).model.graph.inputs] == ["input_ids"]
+
+
+def test_a_cache_is_no_output_and_stays_in_the_configuration(tiny_graph):
+    graph = tiny_graph("qwen3", "features")
+    assert graph.source.config["use_cache"] is True
+    assert [value.name for value in graph.model.graph.outputs] == ["last_hidden_state"]

@@ -71,8 +71,29 @@ std::vector<int> parts_of(const Graph& g, const Match& m, int& count) {
   for (int n = 0; n < nodes; ++n) {
     if (!claimed(n)) continue;
     for (int value : g.nodes[n].inputs) {
-      int p = value >= 0 ? g.values[value].producer : -1;
+      int p = value >= 0 && m.views[value].held() ? g.values[value].producer : -1;
       if (p >= 0 && claimed(p) && stage[p] == stage[n]) parent[root(n)] = root(p);
+    }
+  }
+  // Tensors tie a part together, of the same tokens; matrices and shapes go with those that read them. Where these are of
+  // two parts, which may have other tokens each, they go with neither.
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (int n = nodes - 1; n >= 0; --n) {
+      if (!claimed(n)) continue;
+      int reader = -1;
+      bool one = true;
+      for (int value : g.nodes[n].outputs) {
+        if (value < 0) continue;
+        one = one && !g.values[value].is_output && !m.views[value].held();
+        for (int consumer : g.values[value].consumers) {
+          one = one && claimed(consumer) && stage[consumer] == stage[n] && (reader < 0 || root(reader) == root(consumer));
+          reader = consumer;
+        }
+      }
+      if (!one || reader < 0 || root(n) == root(reader)) continue;
+      parent[root(n)] = root(reader);
+      changed = true;
     }
   }
   std::vector<int> place(nodes, -1), number(nodes, -1);

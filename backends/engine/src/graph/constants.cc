@@ -70,13 +70,24 @@ std::optional<std::vector<int64_t>> integers(const Graph& g, int value) {
 
 namespace {
 
-// All elements of a float constant or of one behind DequantizeLinear.
+std::optional<std::vector<float>> stored_floats(const Graph& g, int value) {
+  const Constant* c = g.constant(value);
+  if (!c || c->type != Type::kFloat || !whole(*c)) return std::nullopt;
+  return std::vector<float>(c->as<float>(), c->as<float>() + c->count);
+}
+
+// All elements of a float constant, of one behind DequantizeLinear, or of one to which a number is added.
 std::optional<std::vector<float>> floats(const Graph& g, int value) {
-  if (const Constant* c = g.constant(value)) {
-    if (c->type != Type::kFloat || !whole(*c)) return std::nullopt;
-    return std::vector<float>(c->as<float>(), c->as<float>() + c->count);
-  }
+  if (g.constant(value)) return stored_floats(g, value);
   const Node* node = g.producer(value);
+  if (node && node->op == "Add" && node->inputs.size() == 2) {
+    auto x = stored_floats(g, node->inputs[0]), y = stored_floats(g, node->inputs[1]);
+    if (!x || !y) return std::nullopt;
+    if (x->size() == 1) std::swap(x, y);
+    if (y->size() != 1) return std::nullopt;
+    for (float& one : *x) one += y->front();
+    return x;
+  }
   if (!node || node->op != "DequantizeLinear" || node->inputs.empty()) return std::nullopt;
   const Constant* c = g.constant(node->inputs[0]);
   if (!c || c->shape.size() > 1 || !whole(*c) || node->integer("block_size", 0) != 0) return std::nullopt;
@@ -94,7 +105,10 @@ std::optional<std::vector<float>> floats(const Graph& g, int value) {
 
 const Constant* stored(const Graph& g, int value) {
   const Node* node = g.producer(value);
-  return node && !node->inputs.empty() && !g.constant(value) ? g.constant(node->inputs[0]) : g.constant(value);
+  if (!node || node->inputs.empty() || g.constant(value)) return g.constant(value);
+  const Constant* first = g.constant(node->inputs[0]);
+  const bool sum = node->op == "Add" && node->inputs.size() == 2;
+  return sum && first && first->count == 1 ? g.constant(node->inputs[1]) : first;
 }
 
 }  // namespace

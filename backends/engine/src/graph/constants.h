@@ -14,7 +14,7 @@ namespace obert {
 std::optional<float> scalar(const Graph& graph, int value);
 
 // A float constant with one dimension, of `count` elements where that is given; DequantizeLinear of
-// a constant is evaluated.
+// a constant is evaluated, and so is the sum of a constant and a number.
 std::optional<std::vector<float>> vector(const Graph& graph, int value, size_t count = 0);
 
 // An int64 constant.

@@ -9,10 +9,13 @@
 namespace obert {
 
 Match Matcher::run() {
-  // Nodes of a GELU in parts wait for its tanh: one of them is a sum, which would be taken by itself.
+  // Nodes of a GELU in parts wait for its erf, tanh or sigmoid: some are sums or factors, which would be taken by themselves.
   std::vector<char> waits(g_.nodes.size(), 0);
   for (int n = 0; n < static_cast<int>(g_.nodes.size()); ++n) {
-    const auto gelu = is(n, "Tanh") ? gelu_around_tanh(g_, n) : std::nullopt;
+    const auto gelu = is(n, "Tanh")      ? gelu_around_tanh(g_, n)
+                      : is(n, "Erf")     ? gelu_around_erf(g_, n)
+                      : is(n, "Sigmoid") ? swish_around_sigmoid(g_, n, kGeluSigmoidFactor)
+                                         : std::nullopt;
     for (size_t i = 0; gelu && i < gelu->nodes.size(); ++i) waits[gelu->nodes[i]] = gelu->nodes[i] != n;
   }
   for (int n = 0; n < static_cast<int>(g_.nodes.size()); ++n) {
@@ -30,6 +33,7 @@ Match Matcher::run() {
 
 int Matcher::add(Op op) {
   op.picked = op.kind == OpKind::kPick || (!op.inputs.empty() && m_.ops[op.inputs[0]].picked);
+  op.rows_alone = op.rows_alone || (!op.inputs.empty() && m_.ops[op.inputs[0]].rows_alone);
   m_.ops.push_back(std::move(op));
   return static_cast<int>(m_.ops.size()) - 1;
 }
@@ -47,6 +51,7 @@ int Matcher::import(int value, int width, const Quantization* q) {
   op.kind = OpKind::kImport;
   op.width = width;
   op.value = value;
+  op.rows_alone = v.rank == 2;
   if (q) {
     op.quantized = true;
     op.quantization = *q;
@@ -73,7 +78,9 @@ bool Matcher::gathered(int value, int width) {
   op.width = t.width;
   op.row = term;
   op.value = m_.rows.indices[term];
+  op.rows_alone = g_.values[op.value].rank == 1;
   View v;
+  v.layout = op.rows_alone ? Layout::kMatrix : Layout::kTokens;
   v.op = add(op);
   m_.views[value] = v;
   return true;
@@ -111,6 +118,8 @@ bool Matcher::absorb(int n) {
   if (op == "Gather" || op == "Slice") return cut(n) || pick(n);
   if (op == "Split") return split(n);
   if (op == "Squeeze") return squeeze(n);
+  if (op == "Unsqueeze") return unsqueeze(n);
+  if (op == "Expand") return expand(n);
   if (op == "Neg") return negate(n);
   if (op == "Concat") return turn(n);
   if (op == "Softmax") return softmax(n);
@@ -122,7 +131,9 @@ bool Matcher::absorb(int n) {
   if (op == "LayerNormalization" || op == "RMSNormalization") return layer_norm(n);
   if (op == "ReduceMean") return layer_norm_of(layer_norm_from_mean(g_, n)) || layer_norm_of(rms_norm_around_mean(g_, n));
   if (op == "Erf") return activation_of(gelu_around_erf(g_, n), Activation::kGeluErf);
-  if (op == "Sigmoid") return activation_of(silu_around_sigmoid(g_, n), Activation::kSilu);
+  if (op == "Sigmoid")
+    return activation_of(swish_around_sigmoid(g_, n, 1.f), Activation::kSilu) ||
+           activation_of(swish_around_sigmoid(g_, n, kGeluSigmoidFactor), Activation::kGeluSigmoid);
   if (op == "Tanh" && activation_of(gelu_around_tanh(g_, n), Activation::kGeluTanh)) return true;
   if (op == "Gelu" || op == "Relu" || op == "Tanh" || op == "Swish") return activate(n);
   if (op == "Identity" || op == "Dropout") return pass(n);
@@ -138,7 +149,7 @@ bool Matcher::pass(int n) {
 }
 
 void Matcher::claim_shape_arithmetic() {
-  static const char* const kOps[] = {"Shape", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Cast", "Mul", "Div",
+  static const char* const kOps[] = {"Shape", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Cast", "Mul", "Div",
                                      // what a packed matrix is put among, and waits for
                                      "ConstantOfShape", "Expand", "Abs", "Add", "QuantizeLinear", "DequantizeLinear",
                                      // of shapes to which masks and positions are spread

@@ -19,6 +19,7 @@ namespace obert {
 
 enum class Layout : uint8_t {
   kTokens,         // [batch, sequence, width]
+  kMatrix,         // [batch * sequence, width]
   kSequenceHeads,  // [batch, sequence, heads, head_dim]
   kHeads,          // [batch, heads, sequence, head_dim]
   kHeadsLast,      // [batch, heads, head_dim, sequence]
@@ -36,6 +37,9 @@ enum class Layout : uint8_t {
   kTurned,         // [-second half, first half]
   kTimesCosine,    // the heads times `table`
   kTurnedTimesSine,   // what is turned times `table`
+  // Of heads that several heads of queries share, on the way to a copy for each:
+  kSharedHeads,    // [batch, heads, 1, sequence, head_dim]
+  kRepeatedHeads,  // [batch, heads, group, sequence, head_dim]
   kPicked,         // [batch, width], one token of each sequence
   kPositions,      // [batch, heads, sequence, positions]: heads times the table of `by_query`
   kRelative,       // [batch, heads, query, key]: what of these an index picks, of queries, of keys, or the sum of both
@@ -49,6 +53,7 @@ struct View {
   Form form = Form::kFloat;
   int head_dim = 0;
   int parts = 0;                   // of stacked heads
+  int group = 1;                   // heads, each of which stands there so many times, one after another
   Layout heads = Layout::kHeads;   // of halves and what is made of them
   int table = -1;                  // value of the graph: cosines or sines
   float factor = 1.f;              // of heads and scores: the numbers are factor times the result
@@ -63,7 +68,8 @@ struct View {
 
   bool held() const { return op >= 0; }
   // Can be written out as the tensor that the graph has at this place.
-  bool plain() const { return held() && (layout == Layout::kTokens || layout == Layout::kPicked) && factor == 1.f; }
+  bool plain() const { return held() && of_tokens() && factor == 1.f; }
+  bool of_tokens() const { return layout == Layout::kTokens || layout == Layout::kMatrix || layout == Layout::kPicked; }
 };
 
 struct Skip {
@@ -78,6 +84,7 @@ struct Reshaped {
   Layout layout = Layout::kTokens;
   int head_dim = 0, parts = 0;
   bool flat = false;
+  int group = 1;
   int64_t blocks = 0;
   int64_t copies = 0;              // see Relative
   bool spread_outside = false;     // an index of positions, by an Expand that is not in the part

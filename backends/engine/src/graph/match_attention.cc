@@ -6,6 +6,11 @@
 #include <limits>
 
 namespace obert {
+namespace {
+
+constexpr int kMostHeads = 1 << 10;   // that share one
+
+}  // namespace
 
 std::optional<std::vector<Dim>> Matcher::shape_of(const View& v) const {
   if (!v.held()) return std::nullopt;
@@ -13,8 +18,9 @@ std::optional<std::vector<Dim>> Matcher::shape_of(const View& v) const {
   int width = m_.ops[v.op].width;
   Dim features = Dim::of(width);
   if (v.layout == Layout::kTokens) return std::vector<Dim>{batch, length, features};
+  if (v.layout == Layout::kMatrix) return std::vector<Dim>{Dim{}, features};
   if (v.layout == Layout::kPicked) return std::vector<Dim>{batch, features};
-  Dim heads = Dim::of(width / v.head_dim), size = Dim::of(v.head_dim);
+  Dim heads = Dim::of(width / v.head_dim * v.group), size = Dim::of(v.head_dim);
   if (v.layout == Layout::kStackedHeads)
     return std::vector<Dim>{batch, length, Dim::of(v.parts), Dim::of(width / v.parts / v.head_dim), size};
   switch (v.layout) {
@@ -24,6 +30,8 @@ std::optional<std::vector<Dim>> Matcher::shape_of(const View& v) const {
     case Layout::kFlatHeads: return std::vector<Dim>{Dim{}, length, size};
     case Layout::kFlatHeadsLast: return std::vector<Dim>{Dim{}, size, length};
     case Layout::kStackedPart: return std::vector<Dim>{batch, length, Dim::of(1), heads, size};
+    case Layout::kSharedHeads: return std::vector<Dim>{batch, heads, Dim::of(1), length, size};
+    case Layout::kRepeatedHeads: return std::vector<Dim>{batch, Dim::of(width / v.head_dim), Dim::of(v.group), length, size};
     case Layout::kFirstHalf: case Layout::kSecondHalf: case Layout::kMinusSecondHalf: case Layout::kTurned:
     case Layout::kTimesCosine: case Layout::kTurnedTimesSine: case Layout::kPositions: return std::nullopt;
     default:
@@ -46,7 +54,8 @@ bool Matcher::reaches(const std::vector<Dim>& target, const std::vector<Dim>& wa
 
 bool Matcher::reshape(int n) {
   View v = view(in(n, 0));
-  if (!v.held()) return false;
+  // Of rows alone no sequences can be made.
+  if (!v.held() || m_.ops[v.op].rows_alone) return false;
   if (out(n) < 0) return false;
   auto known = known_.find(g_.values[out(n)].name);
   if (known != known_.end()) {
@@ -54,6 +63,7 @@ bool Matcher::reshape(int n) {
     v.head_dim = known->second.head_dim;
     v.parts = known->second.parts;
     v.flat = known->second.flat;
+    if (v.group != 1 && v.layout == Layout::kTokens) return false;
     return m_.ops[v.op].width % std::max(1, v.head_dim * std::max(1, v.parts)) == 0 && show(n, v);
   }
   auto target = shape_elements(g_, in(n, 1), [this](int value) { return shape_of(value); });
@@ -67,13 +77,19 @@ bool Matcher::reshape(int n) {
     w.flat = flattened;
     if (reaches(*target, *shape_of(w))) {
       m_.views[out(n)] = w;
-      m_.reshapes[g_.values[out(n)].name] = {layout, head_dim, parts, flattened, 0, 0, false};
+      Reshaped& made = m_.reshapes[g_.values[out(n)].name];
+      made.layout = layout, made.head_dim = head_dim, made.parts = parts, made.flat = flattened;
       return true;
     }
     return false;
   };
+  const auto joined = [&] {
+    const Dim& rows = target->front();
+    return target->size() == 2 && (*target)[1].is(width) && rows.kind != Dim::kBatch && !rows.is(0) && becomes(Layout::kMatrix, 0);
+  };
   switch (v.layout) {
-    case Layout::kTokens: {
+    case Layout::kTokens: case Layout::kMatrix: {
+      if (target->size() == 2) return joined();
       if (target->size() == 3) return becomes(Layout::kTokens, 0);
       if (target->size() != 4 && target->size() != 5) return false;
       Dim size = target->back();
@@ -89,9 +105,14 @@ bool Matcher::reshape(int n) {
       return becomes(Layout::kSequenceHeads, static_cast<int>(size.number));
     }
     case Layout::kSequenceHeads:
+      if (v.group != 1) return false;
+      if (target->size() == 2) return joined();
       return target->size() == 3 ? becomes(Layout::kTokens, 0) : becomes(Layout::kSequenceHeads, v.head_dim);
     case Layout::kHeads:
-      return target->size() == 3 ? joins(target->front(), width / v.head_dim) && becomes(Layout::kFlatHeads, v.head_dim)
+      return target->size() == 3 ? joins(target->front(), width / v.head_dim * v.group) && becomes(Layout::kFlatHeads, v.head_dim)
+                                 : becomes(Layout::kHeads, v.head_dim);
+    case Layout::kRepeatedHeads:
+      return target->size() == 3 ? joins(target->front(), width / v.head_dim * v.group) && becomes(Layout::kFlatHeads, v.head_dim)
                                  : becomes(Layout::kHeads, v.head_dim);
     case Layout::kFlatHeads:
       return becomes(Layout::kHeads, v.head_dim);
@@ -130,12 +151,50 @@ bool Matcher::transpose(int n) {
   return show(n, v);
 }
 
+bool Matcher::unsqueeze(int n) {
+  View v = view(in(n, 0));
+  if (!v.held() || v.layout != Layout::kHeads || v.group != 1) return false;
+  const auto listed = node(n).int_lists.find("axes");
+  const auto axes = listed != node(n).int_lists.end() ? std::optional<std::vector<int64_t>>(listed->second) : integers(g_, in(n, 1));
+  if (!axes || axes->size() != 1 || ((*axes)[0] != 2 && (*axes)[0] != -3)) return false;
+  v.layout = Layout::kSharedHeads;
+  return show(n, v);
+}
+
+bool Matcher::expand(int n) {
+  View v = view(in(n, 0));
+  if (!v.held() || v.layout != Layout::kSharedHeads || out(n) < 0) return false;
+  const std::string& name = g_.values[out(n)].name;
+  const auto known = known_.find(name);
+  if (known != known_.end()) {
+    v.group = known->second.group;
+  } else {
+    const auto target = shape_elements(g_, in(n, 1), [this](int value) { return shape_of(value); });
+    if (!target || target->size() != 5) return false;
+    const std::vector<Dim> have = *shape_of(v);
+    for (size_t i = 0; i < have.size(); ++i) {
+      const Dim &wanted = (*target)[i], &mine = have[i];
+      if (i == 2 || wanted.is(1)) continue;
+      if (mine.kind == Dim::kNumber ? !wanted.is(mine.number) && wanted.kind != Dim::kUnknown : !wanted.may_be(mine.kind)) return false;
+    }
+    const Dim& group = (*target)[2];
+    if (group.kind != Dim::kNumber || group.number < 1 || group.number > kMostHeads) return fail("how many heads share one is not known");
+    v.group = static_cast<int>(group.number);
+  }
+  m_.reshapes[name].group = v.group;
+  v.layout = Layout::kRepeatedHeads;
+  return show(n, v);
+}
+
+bool Matcher::share(const View& q, const View& other) const {
+  return q.group == 1 && q.head_dim == other.head_dim && m_.ops[q.op].width == m_.ops[other.op].width * other.group;
+}
+
 bool Matcher::scores(int n, const View& q, const View& k) {
   const bool joined = q.layout == Layout::kFlatHeads && k.layout == Layout::kFlatHeadsLast;
   if ((!joined && (q.layout != Layout::kHeads || k.layout != Layout::kHeadsLast)) || q.form == Form::kQuantized || k.form == Form::kQuantized)
     return fail("it multiplies two computed tensors, and not queries by keys");
-  if (q.head_dim != k.head_dim || m_.ops[q.op].width != m_.ops[k.op].width)
-    return fail("queries and keys differ in heads or size");
+  if (!share(q, k)) return fail("queries and keys differ in heads or size");
   View v = q;
   v.op = float_heads(q);
   v.key = float_heads(k);
@@ -228,15 +287,18 @@ bool Matcher::attention(int n) {
   if (p.integer("is_causal", 0) != 0 || p.real("softcap", 0.f) != 0.f) return fail("it is causal, or caps its scores");
   const bool tokens = q.layout == Layout::kTokens;
   if (tokens) {
-    const int64_t heads = p.integer("q_num_heads", 0);
+    const int64_t heads = p.integer("q_num_heads", 0), shared = p.integer("kv_num_heads", 0);
     const int width = m_.ops[q.op].width;
-    if (heads < 1 || heads != p.integer("kv_num_heads", 0) || width % heads != 0) return fail("its queries and keys differ in heads");
+    if (heads < 1 || shared < 1 || heads % shared != 0 || width % heads != 0) return fail("its queries and keys differ in heads");
     q.head_dim = k.head_dim = v.head_dim = static_cast<int>(width / heads);
   }
-  for (const View* x : {&q, &k, &v})
-    if (x->layout != (tokens ? Layout::kTokens : Layout::kHeads) || x->form == Form::kQuantized || x->head_dim != q.head_dim ||
-        m_.ops[x->op].width != m_.ops[q.op].width)
+  for (View* x : {&q, &k, &v}) {
+    const int width = m_.ops[x->op].width;
+    if (tokens && x != &q && width != q.head_dim * p.integer("kv_num_heads", 0)) return fail("its queries and keys differ in size");
+    if (x != &q && x->group == 1) x->group = std::max(1, m_.ops[q.op].width / width);
+    if (x->layout != (tokens ? Layout::kTokens : Layout::kHeads) || x->form == Form::kQuantized || !share(q, *x))
       return fail("its queries, keys and values differ in heads or size");
+  }
   if (v.factor != 1.f) return fail("its values are scaled");
   const char* why = nullptr;
   if (in(n, 3) >= 0 && !may_mask(in(n, 3), true, why)) return fail(why);
@@ -256,8 +318,8 @@ bool Matcher::attention(int n) {
 }
 
 bool Matcher::context(int n, const View& p, const View& value) {
-  if (value.layout != (p.flat ? Layout::kFlatHeads : Layout::kHeads) || value.form == Form::kQuantized || value.head_dim != p.head_dim ||
-      m_.ops[value.op].width != m_.ops[p.op].width || value.factor != 1.f)
+  if (value.layout != (p.flat ? Layout::kFlatHeads : Layout::kHeads) || value.form == Form::kQuantized || !share(p, value) ||
+      value.factor != 1.f)
     return fail("it multiplies probabilities by something that is no values of the same heads");
   Op op;
   op.kind = OpKind::kAttention;

@@ -21,6 +21,7 @@ std::optional<int64_t> only(const std::optional<std::vector<int64_t>>& list) {
 
 int64_t Matcher::extent(const View& v, int64_t axis) const {
   if (v.plain() && v.layout == Layout::kTokens) return axis == 2 || axis == -1 ? m_.ops[v.op].width : 0;
+  if (v.plain() && v.layout == Layout::kMatrix) return axis == 1 || axis == -1 ? m_.ops[v.op].width : 0;
   if (v.layout == Layout::kStackedHeads) return axis == 2 || axis == -3 ? v.parts : 0;
   if (v.held() && whole_heads(v)) return axis == 3 || axis == -1 ? v.head_dim : 0;
   return 0;
@@ -38,7 +39,7 @@ View Matcher::part(const View& v, int64_t axis, int64_t begin, int64_t end) {
     w.layout = begin == 0 ? Layout::kFirstHalf : Layout::kSecondHalf;
     return w;
   }
-  if (v.layout == Layout::kTokens) {
+  if (v.of_tokens()) {
     w.op = columns(v.op, static_cast<int>(begin), static_cast<int>(end - begin));
   } else if (end == begin + 1) {
     const int width = m_.ops[v.op].width / v.parts;
@@ -55,17 +56,19 @@ int Matcher::columns(int op, int begin, int width, int depth) {
     some.begin += begin;
   } else {
     const bool by_feature = some.kind == OpKind::kQuantize || some.kind == OpKind::kDequantize || some.kind == OpKind::kActivate ||
-                            some.kind == OpKind::kShift;
+                            some.kind == OpKind::kScale || some.kind == OpKind::kShift;
     if (!by_feature || depth == kDeepest) return -1;
     some.inputs = {columns(some.inputs[0], begin, width, depth + 1)};
     if (some.inputs[0] < 0) return -1;
-    if (some.kind == OpKind::kShift) some.beta.assign(m_.ops[op].beta.begin() + begin, m_.ops[op].beta.begin() + begin + width);
+    const auto cut = [begin, width](const std::vector<float>& all) { return std::vector<float>(all.begin() + begin, all.begin() + begin + width); };
+    if (some.kind == OpKind::kScale) some.gamma = cut(m_.ops[op].gamma);
+    if (some.kind == OpKind::kShift) some.beta = cut(m_.ops[op].beta);
   }
   some.width = width;
   for (size_t i = 0; i < m_.ops.size(); ++i) {
     const Op& o = m_.ops[i];
     if (o.kind == some.kind && o.inputs == some.inputs && o.width == width && o.weights == some.weights && o.begin == some.begin &&
-        o.activation == some.activation && o.beta == some.beta && o.quantization.same(some.quantization) &&
+        o.activation == some.activation && o.gamma == some.gamma && o.beta == some.beta && o.quantization.same(some.quantization) &&
         o.quantization.is_signed == some.quantization.is_signed)
       return static_cast<int>(i);
   }

@@ -23,19 +23,19 @@ bool Matcher::sum(int n) {
   if (v.layout == Layout::kTimesCosine || v.layout == Layout::kTurnedTimesSine) return rotate(n, v, view(b));
   if (!plain_float(a)) {
     if (!v.plain() || v.form != Form::kDequantized) return false;
-    v = View{};
-    v.op = dequantized(view(a).op);
+    v.op = dequantized(v.op);
+    v.form = Form::kFloat;
   }
   int width = m_.ops[v.op].width;
-  if (auto bias = vector(g_, b, static_cast<size_t>(width))) return add_bias(n, v.op, *bias, b);
+  if (auto bias = vector(g_, b, static_cast<size_t>(width))) return add_bias(n, v.op, *bias, b, a);
   if (g_.constant(b) || (m_.ops[v.op].picked && !view(b).held())) return false;
   int other = tensor(b, width);
-  if (other < 0 || !same_tokens(v.op, other)) return false;
+  if (other < 0 || (!same_tokens(v.op, other) && !is_spread(v, other))) return false;
   Op op;
   op.kind = OpKind::kAdd;
   op.inputs = {v.op, other};
   op.width = width;
-  return show(n, add(op));
+  return show(n, add(op), a);
 }
 
 bool Matcher::masked(int n, View v, int mask) {
@@ -47,7 +47,7 @@ bool Matcher::masked(int n, View v, int mask) {
   return show(n, v);
 }
 
-bool Matcher::add_bias(int n, int op, const std::vector<float>& bias, int value) {
+bool Matcher::add_bias(int n, int op, const std::vector<float>& bias, int value, int from) {
   const Op& producer = m_.ops[op];
   if (!g_.constant(value) && g_.values[value].producer >= 0) {
     if (barred_[g_.values[value].producer]) return false;
@@ -56,25 +56,47 @@ bool Matcher::add_bias(int n, int op, const std::vector<float>& bias, int value)
   const Weights* weights = producer.kind == OpKind::kLinear ? &m_.weights[producer.weights] : nullptr;
   if (weights && only_consumer(other_input(n, value)) == n && weights->bias.empty() && weights->outputs == producer.width) {
     m_.weights[producer.weights].bias = bias;
-    return show(n, op);
+    return show(n, op, from);
   }
   Op shift;
   shift.kind = OpKind::kShift;
   shift.inputs = {op};
   shift.width = producer.width;
   shift.beta = bias;
-  return show(n, add(shift));
+  return show(n, add(shift), from);
+}
+
+bool Matcher::scale_features(int n, int x, int by) {
+  const View v = view(x);
+  const bool division = node(n).op == "Div";
+  const auto width = static_cast<size_t>(m_.ops[v.op].width);
+  Op op;
+  op.kind = OpKind::kScale;
+  op.width = m_.ops[v.op].width;
+  if (const auto one = factor(by)) op.gamma.assign(width, *one);
+  else if (auto each = vector(g_, by, width)) op.gamma = std::move(*each);
+  else return false;
+  for (float& x : op.gamma) {
+    if (division) x = 1.f / x;
+    if (!std::isfinite(x) || std::fabs(x) > kHugeMask) return false;
+  }
+  op.inputs = {tensor(x, op.width)};
+  factor_of_[n] = by;
+  return show(n, add(std::move(op)), x);
 }
 
 bool Matcher::scaled(int n) {
   int a = in(n, 0), b = in(n, 1);
   bool division = node(n).op == "Div";
+  gathered(a, 0);
+  if (!division) gathered(b, 0);
   if (!division && !view(a).held()) std::swap(a, b);
   View v = view(a);
   if (!v.held() || v.form == Form::kQuantized) return false;
   if (!division && times_table(n, v, b)) return true;
   if (cut_heads(v)) return false;
-  if (v.layout != Layout::kTokens && v.layout != Layout::kPicked && v.layout != Layout::kProbabilities) {
+  if (v.plain() && scale_features(n, a, b)) return true;
+  if (!v.of_tokens() && v.layout != Layout::kProbabilities) {
     auto f = factor(b);
     if (!f || !std::isfinite(*f) || *f == 0 || std::fabs(*f) > kHugeMask) return false;
     if (v.masks[0].used()) return fail("its scores are scaled after a mask was added");
@@ -90,16 +112,17 @@ bool Matcher::scaled(int n) {
     op.kind = OpKind::kWeighTokens;
     op.inputs = {v.op, by_position(b, 1)};
     op.width = m_.ops[v.op].width;
-    return op.inputs[1] >= 0 && show(n, add(op));
+    return op.inputs[1] >= 0 && show(n, add(op), a);
   }
-  if (division || !plain_float(a) || !plain_float(b) || m_.ops[v.op].width != m_.ops[view(b).op].width ||
-      !same_tokens(v.op, view(b).op))
+  const View by = view(b);
+  if (division || !v.plain() || !by.plain() || by.form == Form::kQuantized || m_.ops[v.op].width != m_.ops[by.op].width ||
+      !same_tokens(v.op, by.op))
     return false;
   Op op;
   op.kind = OpKind::kMultiply;
-  op.inputs = {v.op, view(b).op};
   op.width = m_.ops[v.op].width;
-  return show(n, add(op));
+  op.inputs = {tensor(a, op.width), tensor(b, op.width)};
+  return show(n, add(op), a);
 }
 
 bool Matcher::weighs_tokens(int x, int weights) const {
@@ -132,20 +155,25 @@ std::optional<float> Matcher::factor(int value, int depth) const {
 }
 
 bool Matcher::activate_as(int n, int x, Activation activation) {
-  if (!plain_float(x)) return false;
+  const View v = view(x);
+  if (!v.plain() || v.form == Form::kQuantized) return false;
   Op op;
   op.kind = OpKind::kActivate;
-  op.inputs = {view(x).op};
-  op.width = m_.ops[view(x).op].width;
+  op.width = m_.ops[v.op].width;
+  op.inputs = {tensor(x, op.width)};
   op.activation = activation;
-  return show(n, add(op));
+  return show(n, add(op), x);
 }
 
 bool Matcher::activate(int n) {
   const std::string& op = node(n).op;
   if (op == "Relu") return activate_as(n, in(n, 0), Activation::kRelu);
   if (op == "Tanh") return activate_as(n, in(n, 0), Activation::kTanh);
-  if (op == "Swish") return node(n).real("alpha", 1.f) == 1.f && activate_as(n, in(n, 0), Activation::kSilu);
+  if (op == "Swish") {
+    const float alpha = node(n).real("alpha", 1.f);
+    return (alpha == 1.f && activate_as(n, in(n, 0), Activation::kSilu)) ||
+           (alpha == kGeluSigmoidFactor && activate_as(n, in(n, 0), Activation::kGeluSigmoid));
+  }
   auto approximate = node(n).strings.find("approximate");
   bool tanh = approximate != node(n).strings.end() && approximate->second == "tanh";
   return activate_as(n, in(n, 0), tanh ? Activation::kGeluTanh : Activation::kGeluErf);
@@ -156,9 +184,9 @@ bool Matcher::covers(const Pattern& p) const {
 }
 
 bool Matcher::activation_of(const std::optional<Pattern>& p, Activation activation) {
-  if (!p || !covers(*p) || !plain_float(p->x)) return false;
+  if (!p || !covers(*p) || !activate_as(p->last, p->x, activation)) return false;
   for (int n : p->nodes) m_.claimed[n] = 1;
-  return activate_as(p->last, p->x, activation);
+  return true;
 }
 
 bool Matcher::layer_norm_of(const std::optional<Pattern>& p) {
@@ -170,18 +198,31 @@ bool Matcher::layer_norm_of(const std::optional<Pattern>& p) {
   op.beta = p->beta;
   op.epsilon = p->epsilon;
   op.centred = p->centred;
-  int x = tensor(p->x, op.width);
+  if (!over_last(p->axis, p->x) || !normalised(p->last, p->x, std::move(op))) return false;
+  for (int n : p->nodes) m_.claimed[n] = 1;
+  for (int value : p->constants) claim_constant_chain(value);
+  return true;
+}
+
+bool Matcher::normalised(int n, int value, Op op) {
+  View v = view(value);
+  const bool each = v.held() && whole_heads(v);
+  if (each && (v.head_dim != op.width || v.form == Form::kQuantized || v.factor != 1.f)) return false;
+  const int x = each ? float_heads(v) : tensor(value, op.width);
   if (x < 0) return false;
   op.inputs = {x};
-  for (int n : p->nodes) m_.claimed[n] = 1;
-  return show(p->last, add(op));
+  if (!each) return show(n, add(op), value);
+  op.head_dim = op.width;
+  op.width = m_.ops[x].width;
+  v.op = add(op);
+  v.form = Form::kFloat;
+  return show(n, v);
 }
 
 bool Matcher::layer_norm(int n) {
-  int axis = static_cast<int>(node(n).integer("axis", -1));
   auto gamma = vector(g_, in(n, 1));
   if (!gamma) return fail("its scale is no constant vector");
-  if (axis != -1 && axis != 2) return fail("it normalises over more than the last axis");
+  if (!over_last(node(n).integer("axis", -1), in(n, 0))) return fail("it normalises over more than the last axis");
   for (size_t i = 1; i < node(n).outputs.size(); ++i)
     if (node(n).outputs[i] >= 0 && !g_.values[node(n).outputs[i]].consumers.empty())
       return fail("its mean or deviation is read");
@@ -196,11 +237,9 @@ bool Matcher::layer_norm(int n) {
   }
   op.epsilon = node(n).real("epsilon", 1e-5f);
   op.centred = node(n).op == "LayerNormalization";
-  int x = tensor(in(n, 0), op.width);
-  if (x < 0) return fail("its input is not held as float tokens of that width");
-  op.inputs = {x};
+  if (!normalised(n, in(n, 0), std::move(op))) return fail("its input is not held as float tokens or heads of that width");
   for (size_t i : {1, 2}) claim_constant_chain(in(n, i));
-  return show(n, add(op));
+  return true;
 }
 
 void Matcher::claim_constant_chain(int value) {

@@ -45,6 +45,7 @@ int Matcher::quantized_input(int value, int inputs) {
     if (source < 0) return -1;
     View v2;
     v2.op = source;
+    if (m_.ops[source].rows_alone) v2.layout = Layout::kMatrix;
     m_.views[x] = v2;
     View made = quantized_view(v2, *q);
     m_.views[quantized] = made;
@@ -56,6 +57,7 @@ int Matcher::quantized_input(int value, int inputs) {
     View made;
     made.op = op;
     made.form = Form::kQuantized;
+    if (m_.ops[op].rows_alone) made.layout = Layout::kMatrix;
     m_.views[quantized] = made;
   }
   View made = m_.views[quantized];
@@ -109,7 +111,7 @@ bool Matcher::linear(int n) {
   op.width = w->outputs;
   op.weights = static_cast<int>(m_.weights.size());
   m_.weights.push_back(std::move(*w));
-  return show(n, add(op));
+  return show(n, add(op), in(n, 0));
 }
 
 void Matcher::chain_of_bias(int value, std::vector<int>& chain) const {

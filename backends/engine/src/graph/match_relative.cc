@@ -80,6 +80,7 @@ Relative Matcher::table_of_positions(const View& x, int value, std::vector<int>&
 }
 
 bool Matcher::positions(int n, View x) {
+  if (x.group != 1) return fail("relative positions are of heads that several share");
   x.flat = x.layout == Layout::kFlatHeads;
   std::vector<int> chain;
   const Relative term = table_of_positions(x, in(n, 1), chain);

@@ -49,16 +49,21 @@ class Matcher {
     m_.views[value] = v;
     return true;
   }
-  bool show(int n, int op) {
+  // What comes of `from`, token by token.
+  bool show(int n, int op, int from) {
     View v;
     v.op = op;
     v.form = m_.ops[op].quantized ? Form::kQuantized : Form::kFloat;
-    if (m_.ops[op].picked) v.layout = Layout::kPicked;
+    v.layout = m_.ops[op].picked ? Layout::kPicked : m_.ops[op].rows_alone || view(from).layout == Layout::kMatrix ? Layout::kMatrix : Layout::kTokens;
     return show(n, v);
   }
   int add(Op op);
   // Whether two tensors have the same tokens.
-  bool same_tokens(int a, int b) const { return m_.ops[a].picked == m_.ops[b].picked; }
+  bool same_tokens(int a, int b) const { return m_.ops[a].picked == m_.ops[b].picked && m_.ops[a].rows_alone == m_.ops[b].rows_alone; }
+  // Whether `b` stands there once for all sequences, [sequence, width], beside the tokens of `a`.
+  bool is_spread(const View& a, int b) const {
+    return a.layout == Layout::kTokens && !m_.ops[a.op].rows_alone && m_.ops[b].rows_alone && m_.ops[b].kind == OpKind::kImport;
+  }
   // A value from outside as a token tensor of `width` features.
   int import(int value, int width, const Quantization* q = nullptr);
   // The float tensor that `value` shows: held, dequantised for it, or imported.
@@ -100,8 +105,10 @@ class Matcher {
   // sums, factors, activations, normalisations
   bool sum(int n);
   bool masked(int n, View v, int mask);
-  bool add_bias(int n, int op, const std::vector<float>& bias, int value);
+  bool add_bias(int n, int op, const std::vector<float>& bias, int value, int from);
   bool scaled(int n);
+  // Each feature times a constant, or all times one.
+  bool scale_features(int n, int x, int by);
   // Whether a value holds one number for each token of `x`.
   bool weighs_tokens(int x, int weights) const;
   // A scalar that is constant, or computed of the shape of a tensor as 1 / sqrt(head_dim) is.
@@ -122,6 +129,14 @@ class Matcher {
   bool covers(const Pattern& p) const;
   bool activation_of(const std::optional<Pattern>& p, Activation activation);
   bool layer_norm_of(const std::optional<Pattern>& p);
+  // Whether an axis is the last of a tensor of tokens or heads.
+  bool over_last(int64_t axis, int value) const {
+    const View v = view(value);
+    const bool matrix = v.held() ? v.layout == Layout::kMatrix : g_.values[value].rank == 2;
+    return axis == -1 || axis == (v.held() && whole_heads(v) ? 3 : matrix ? 1 : 2);
+  }
+  // All features of a token, or those of each of its heads, by an op whose width is that of gamma.
+  bool normalised(int n, int value, Op op);
   bool layer_norm(int n);
   // A DequantizeLinear whose constant was read goes with its reader, where nothing else reads it.
   void claim_constant_chain(int value);
@@ -144,7 +159,7 @@ class Matcher {
   static bool cut_heads(const View& v) { return v.layout >= Layout::kStackedHeads && v.layout <= Layout::kTurnedTimesSine; }
   static bool whole_heads(const View& v) { return v.layout == Layout::kHeads || v.layout == Layout::kSequenceHeads; }
   static bool same_heads(const View& a, const View& b) {
-    return a.op == b.op && a.form == b.form && a.head_dim == b.head_dim && a.heads == b.heads && a.factor == b.factor;
+    return a.op == b.op && a.form == b.form && a.head_dim == b.head_dim && a.heads == b.heads && a.factor == b.factor && a.group == b.group;
   }
   bool negate(int n);
   bool turn(int n);
@@ -176,6 +191,12 @@ class Matcher {
   bool transpose(int n);
   // The float op behind heads, dequantised where the graph quantises queries, keys or values.
   int float_heads(const View& v) { return v.form == Form::kDequantized ? dequantized(v.op) : v.op; }
+  // Heads that several heads of queries share (Ainslie et al. 2023, grouped-query attention): a dimension for their copies,
+  // and the copies.
+  bool unsqueeze(int n);
+  bool expand(int n);
+  // Whether keys or values, with the copies that stand in for them, have a head for each of the queries.
+  bool share(const View& q, const View& other) const;
   bool scores(int n, const View& q, const View& k);
   // Where(condition, x, y): what is masked, a row without any key, or a probability that is NaN.
   bool choose(int n);

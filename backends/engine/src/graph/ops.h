@@ -83,6 +83,7 @@ enum class OpKind : uint8_t {
   kLinear,
   kActivate,
   kAdd,
+  kScale,        // multiplies each feature by one constant: gamma
   kShift,        // adds one constant to each feature: beta
   kMultiply,
   kWeighTokens,  // multiplies each token by a number of its own, an import by position of one feature
@@ -99,15 +100,16 @@ struct Op {
   bool quantized = false;             // the result is uint8
   Quantization quantization;          // of a quantised result
   int value = -1;                     // kImport: the value of the graph; kRows: that of the indices
+  bool rows_alone = false;            // its tokens are the rows of a matrix from outside: where sequences begin is not known
   bool by_position = false;           // kImport: one row for each place in a sequence, for all sequences or for each
   int row = -1;                       // kRows: term of Match::rows
   int weights = -1;                   // kLinear: place in Match::weights
   int begin = 0;                      // kLinear: its first output there; `width` of them
   Activation activation = Activation::kNone;   // kActivate
-  std::vector<float> gamma, beta;     // kLayerNorm, [width]; beta may be empty. kShift: beta
+  std::vector<float> gamma, beta;     // kLayerNorm, [width], or [head_dim] of each head; beta may be empty. kScale: gamma; kShift: beta
   float epsilon = 0.f;                // kLayerNorm
   bool centred = true;                // kLayerNorm: see LayerNorm
-  int head_dim = 0;                   // kAttention, kRotary
+  int head_dim = 0;                   // kAttention, kRotary; kLayerNorm of each head by itself
   float scale = 1.f;                  // kAttention
   ScoreMask masks[2];                 // kAttention
   Relative by_query, by_key;          // kAttention

@@ -22,18 +22,24 @@ class Walk {
     return g_.values[value].consumers[0];
   }
   int other(int n, int value) const { return in(n, 0) == value ? in(n, 1) : in(n, 0); }
+  // Whether two values are the same numbers: one value, or dequantised alike from one, as for each reader of a quantised tensor.
+  bool same(int a, int b) const {
+    if (a == b) return true;
+    const Node *x = g_.producer(a), *y = g_.producer(b);
+    return x && y && x->op == "DequantizeLinear" && y->op == x->op && x->inputs == y->inputs && x->ints == y->ints;
+  }
   bool near(int value, float x) const {
     auto s = scalar(g_, value);
     return s && std::fabs(*s - x) < 1e-4f * std::fabs(x);
   }
-  // Whether a ReduceMean is over the last axis, which it keeps.
-  bool over_last(int n) const {
+  // The axis of a ReduceMean over one alone, which it keeps and which may be the last: -1, 1 of a matrix, 2 of tokens, 3 of heads.
+  std::optional<int64_t> last_axis(int n) const {
     const Node& node = g_.nodes[n];
-    if (node.integer("keepdims", 1) != 1) return false;
-    auto axes = node.int_lists.find("axes");
-    if (axes != node.int_lists.end()) return axes->second == std::vector<int64_t>{-1} || axes->second == std::vector<int64_t>{2};
-    auto given = integers(g_, in(n, 1));
-    return given && given->size() == 1 && ((*given)[0] == -1 || (*given)[0] == 2);
+    if (node.integer("keepdims", 1) != 1) return std::nullopt;
+    const auto listed = node.int_lists.find("axes");
+    const auto axes = listed != node.int_lists.end() ? std::optional<std::vector<int64_t>>(listed->second) : integers(g_, in(n, 1));
+    if (!axes || axes->size() != 1 || (*axes)[0] < -1 || (*axes)[0] == 0 || (*axes)[0] > 3) return std::nullopt;
+    return (*axes)[0];
   }
   // The factor that is no constant, when `n` multiplies something by `x`; -1 otherwise.
   int times(int n, float x) const {
@@ -55,15 +61,15 @@ std::optional<Pattern> half_of_x(const Walk& w, int f, int x, std::vector<int> n
   nodes.insert(nodes.end(), {f, plus, first});
   int factor = w.other(first, w.out(plus));
   int last = first;
-  if (factor == x || w.near(factor, 0.5f)) {
+  if (w.same(factor, x) || w.near(factor, 0.5f)) {
     last = w.reader(w.out(first));
     if (!w.is(last, "Mul")) return std::nullopt;
     int rest = w.other(last, w.out(first));
-    if (factor == x ? !w.near(rest, 0.5f) : rest != x) return std::nullopt;
+    if (w.same(factor, x) ? !w.near(rest, 0.5f) : !w.same(rest, x)) return std::nullopt;
     nodes.push_back(last);
   } else {
     int half = w.producer(factor);
-    if (w.times(half, 0.5f) != x || w.reader(factor) != first) return std::nullopt;
+    if (!w.same(w.times(half, 0.5f), x) || w.reader(factor) != first) return std::nullopt;
     nodes.push_back(half);
   }
   Pattern p;
@@ -117,26 +123,33 @@ std::optional<Pattern> gelu_around_tanh(const Graph& g, int tanh) {
     int factor = w.producer(term);
     std::vector<int> nodes = {scaled, sum, factor};
     int cube = w.times(factor, 0.044715f);
-    if (cube < 0 || w.reader(term) != sum || cube_root(g, w, cube, nodes) != x) continue;
+    if (cube < 0 || w.reader(term) != sum || !w.same(cube_root(g, w, cube, nodes), x)) continue;
     return half_of_x(w, tanh, x, nodes);
   }
   return std::nullopt;
 }
 
-std::optional<Pattern> silu_around_sigmoid(const Graph& g, int sigmoid) {
+std::optional<Pattern> swish_around_sigmoid(const Graph& g, int sigmoid, float factor) {
   Walk w(g);
   int product = w.reader(w.out(sigmoid));
-  if (!w.is(product, "Mul") || w.other(product, w.out(sigmoid)) != w.in(sigmoid, 0)) return std::nullopt;
   Pattern p;
   p.x = w.in(sigmoid, 0);
   p.last = product;
   p.nodes = {sigmoid, product};
+  if (factor != 1.f) {
+    const int scaled = w.producer(p.x);
+    if (w.reader(p.x) != sigmoid) return std::nullopt;
+    p.x = w.times(scaled, factor);
+    p.nodes.push_back(scaled);
+  }
+  if (p.x < 0 || !w.is(product, "Mul") || !w.same(w.other(product, w.out(sigmoid)), p.x)) return std::nullopt;
   return p;
 }
 
 std::optional<Pattern> layer_norm_from_mean(const Graph& g, int mean) {
   Walk w(g);
-  if (!w.over_last(mean)) return std::nullopt;
+  const auto axis = w.last_axis(mean);
+  if (!axis) return std::nullopt;
   int x = w.in(mean, 0);
   int centred = w.reader(w.out(mean));
   if (!w.is(centred, "Sub") || w.in(centred, 0) != x || w.in(centred, 1) != w.out(mean)) return std::nullopt;
@@ -153,7 +166,7 @@ std::optional<Pattern> layer_norm_from_mean(const Graph& g, int mean) {
   if (!squares || quotient < 0 || g.values[d].is_output) return std::nullopt;
   if (readers.size() != (w.is(power, "Mul") ? 3u : 2u)) return std::nullopt;
   int variance = w.reader(w.out(power));
-  if (!w.is(variance, "ReduceMean") || !w.over_last(variance)) return std::nullopt;
+  if (!w.is(variance, "ReduceMean") || w.last_axis(variance) != axis) return std::nullopt;
   Pattern p;
   p.nodes = {mean, centred, power, variance, quotient};
   int next = w.reader(w.out(variance));
@@ -176,20 +189,24 @@ std::optional<Pattern> layer_norm_from_mean(const Graph& g, int mean) {
   p.nodes.insert(p.nodes.end(), {scaled, shifted});
   p.x = x;
   p.last = shifted;
+  p.axis = *axis;
   p.gamma = *gamma;
   p.beta = *beta;
+  p.constants = {w.other(scaled, w.out(quotient)), w.other(shifted, w.out(scaled))};
   return p;
 }
 
 std::optional<Pattern> rms_norm_around_mean(const Graph& g, int mean) {
   Walk w(g);
   const int squares = w.in(mean, 0), square = w.producer(squares);
-  if (!w.over_last(mean) || square < 0 || w.reader(squares) != mean) return std::nullopt;
+  const auto axis = w.last_axis(mean);
+  if (!axis || square < 0 || w.reader(squares) != mean) return std::nullopt;
   const int x = w.in(square, 0);
   const bool squared = w.is(square, "Pow") ? w.near(w.in(square, 1), 2.f) : w.is(square, "Mul") && w.in(square, 1) == x;
   if (!squared || x < 0) return std::nullopt;
   Pattern p;
   p.centred = false;
+  p.axis = *axis;
   p.x = x;
   p.nodes = {square, mean};
   p.square = square;
@@ -220,6 +237,7 @@ std::optional<Pattern> rms_norm_around_mean(const Graph& g, int mean) {
   auto gamma = p.last < 0 ? std::nullopt : vector(g, w.other(p.last, w.out(scaled)));
   if (!gamma) return std::nullopt;
   p.gamma = *gamma;
+  p.constants = {w.other(p.last, w.out(scaled))};
   return p;
 }
 

@@ -8,6 +8,8 @@
 
 namespace obert {
 
+constexpr float kGeluSigmoidFactor = 1.702f;
+
 struct Pattern {
   int x = -1;                  // the value that the function is of
   int last = -1;               // the node whose result is the function's
@@ -15,6 +17,8 @@ struct Pattern {
   std::vector<float> gamma, beta;   // LayerNorm
   float epsilon = 0.f;              // LayerNorm
   bool centred = true;              // LayerNorm; false: RMSNorm
+  int64_t axis = -1;                // LayerNorm: over which, as the graph counts
+  std::vector<int> constants;       // LayerNorm: the values that gamma and beta were read from
   int square = -1;                  // RMSNorm: the node that multiplies x by itself, a product of tensors until it is known what for
 };
 
@@ -24,8 +28,8 @@ std::optional<Pattern> gelu_around_erf(const Graph& graph, int erf);
 // x * 0.5 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) around its Tanh.
 std::optional<Pattern> gelu_around_tanh(const Graph& graph, int tanh);
 
-// x * sigmoid(x) around its Sigmoid.
-std::optional<Pattern> silu_around_sigmoid(const Graph& graph, int sigmoid);
+// x * sigmoid(factor * x) around its Sigmoid; without a product with the factor where that is 1.
+std::optional<Pattern> swish_around_sigmoid(const Graph& graph, int sigmoid, float factor);
 
 // (x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * gamma + beta, from its first ReduceMean.
 std::optional<Pattern> layer_norm_from_mean(const Graph& graph, int mean);

@@ -104,7 +104,7 @@ Dims elements(const Graph& g, int value, const ShapeOf& shape_of, int depth) {
   if (n->op == "Shape") return shape(g, *n, shape_of);
   if (n->op == "Gather") return gather(g, *n, shape_of, depth + 1);
   if (n->op == "Slice") return slice(g, *n, shape_of, depth + 1);
-  if (n->op == "Unsqueeze" || n->op == "Squeeze" || n->op == "Cast" || n->op == "Identity")
+  if (n->op == "Unsqueeze" || n->op == "Squeeze" || n->op == "Reshape" || n->op == "Cast" || n->op == "Identity")
     return elements(g, n->inputs[0], shape_of, depth + 1);
   if (n->op == "Add" || n->op == "Mul" || n->op == "Div") return arithmetic(g, *n, shape_of, depth + 1);
   if (n->op == "Where") return without_open(g, *n, shape_of, depth + 1);

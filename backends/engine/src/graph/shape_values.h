@@ -21,8 +21,8 @@ struct Dim {
 
 using ShapeOf = std::function<std::optional<std::vector<Dim>>(int value)>;
 
-// The elements of `value`, followed through Shape, Gather, Slice, Concat, Unsqueeze, Squeeze, Cast
-// and Where; `shape_of` knows the shapes of tensors that the engine holds. Nothing where even their
+// The elements of `value`, followed through Shape, Gather, Slice, Concat, Unsqueeze, Squeeze, Reshape,
+// Cast and Where; `shape_of` knows the shapes of tensors that the engine holds. Nothing where even their
 // number is unknown.
 std::optional<std::vector<Dim>> shape_elements(const Graph& graph, int value, const ShapeOf& shape_of);
 

@@ -28,6 +28,8 @@ inline F32 activate(F32 x) {
     }
     case Activation::kGeluTanh:
       return gelu_tanh(x);
+    case Activation::kGeluSigmoid:
+      return gelu_sigmoid(x);
     case Activation::kSilu:
       return silu(x);
     case Activation::kTanh:
@@ -139,6 +141,8 @@ void finish(const Epilogue& e, const T* acc, int groups, int row_begin, int row_
       return finish_with<T, Activation::kGeluErf>(e, acc, groups, row_begin, row_end);
     case Activation::kGeluTanh:
       return finish_with<T, Activation::kGeluTanh>(e, acc, groups, row_begin, row_end);
+    case Activation::kGeluSigmoid:
+      return finish_with<T, Activation::kGeluSigmoid>(e, acc, groups, row_begin, row_end);
     case Activation::kSilu:
       return finish_with<T, Activation::kSilu>(e, acc, groups, row_begin, row_end);
     case Activation::kTanh:

@@ -87,7 +87,8 @@ struct SparseFloat {
   const uint8_t* order = nullptr;
 };
 
-enum class Activation : uint8_t { kNone, kRelu, kGeluErf, kGeluTanh, kSilu, kTanh };
+// kGeluSigmoid: x * sigmoid(1.702 x).
+enum class Activation : uint8_t { kNone, kRelu, kGeluErf, kGeluTanh, kGeluSigmoid, kSilu, kTanh };
 
 // What quantising and dequantising makes of a float: (q - zero_point) * scale with
 // q = clamp(round_half_even(x / scale) + zero_point, 0, 255). Nothing where scale is 0.

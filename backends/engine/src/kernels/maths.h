@@ -48,6 +48,12 @@ inline F32 silu(F32 x) {
   return mul(x, sigmoid(x));
 }
 
+// x * sigmoid(1.702 x), Hendrycks & Gimpel 2016, section 2
+inline F32 gelu_sigmoid(F32 x) {
+  x = max(set(-51.f), x);
+  return mul(x, sigmoid(mul(set(1.702f), x)));
+}
+
 // tanh |x| = (1 - e) / (1 + e), e = exp(-2 |x|)
 inline F32 tanh(F32 x) {
   const F32 e = exp(mul(set(-2.f), abs(x)));

@@ -21,6 +21,8 @@ float activate(Activation a, float x) {
       return static_cast<float>(v * .5 * (1 + std::erf(v * 0.70710678118654752)));
     case Activation::kGeluTanh:
       return static_cast<float>(v * .5 * (1 + std::tanh(0.79788456080286536 * (v + .044715 * v * v * v))));
+    case Activation::kGeluSigmoid:
+      return static_cast<float>(v / (1 + std::exp(-1.702 * v)));
     case Activation::kSilu:
       return static_cast<float>(v / (1 + std::exp(-v)));
     case Activation::kTanh:

@@ -237,19 +237,22 @@ void Group::product(const Step& s) {
 void Group::pointwise(const Step& s) {
   each_cut(s.x.width, kTaskRows, [&](const Cut& c) {
     const float* x = floats(s.x, c.panel) + static_cast<size_t>(c.begin) * kPanel;
-    k_.finish_float(epilogue(s, c.panel), x, groups_in(c.panel), c.begin, c.end);
+    Epilogue e = epilogue(s, c.panel);
+    if (!s.gamma.empty()) e.scale = s.gamma.data();
+    k_.finish_float(e, x, groups_in(c.panel), c.begin, c.end);
   });
 }
 
 void Group::layer_norm(const Step& s) {
   // Rows of whole panels follow one another in memory; runs of 16 tokens are for threads that have no panel.
   size_t lanes = now_.panels % threads_ == 0 ? 1 : kPanel / kGroup;
+  const int features = s.head_dim ? s.head_dim : s.x.width;
   sharing_.each(now_.panels * lanes, [&](size_t task) {
     size_t panel = task / lanes, lane = task % lanes;
     if (static_cast<int>(lane) >= groups_in(panel)) return;
     size_t shift = lane * kGroup;
     LayerNorm n;
-    n.features = s.x.width;
+    n.features = features;
     n.gamma = s.gamma.data();
     n.beta = s.beta.empty() ? nullptr : s.beta.data();
     n.epsilon = s.epsilon;
@@ -260,7 +263,14 @@ void Group::layer_norm(const Step& s) {
     n.quantized = s.quantized.used() ? bytes(s.quantized, panel) + shift * kBlock : nullptr;
     n.inverse_scale = s.inverse_scale;
     n.zero_point = s.zero_point;
-    k_.layer_norm(n, lanes == 1 ? groups_in(panel) : 1);
+    for (int done = 0; done < s.x.width; done += features) {
+      k_.layer_norm(n, lanes == 1 ? groups_in(panel) : 1);
+      const size_t next = static_cast<size_t>(features) * kPanel;
+      n.x += next;
+      if (n.residual) n.residual += next;
+      if (n.out) n.out += next;
+      if (n.quantized) n.quantized += next;
+    }
   });
 }
 
@@ -305,10 +315,14 @@ void Group::attention(const Step& s, size_t step) {
     a.first = sequence * length_;
     a.queries = static_cast<int>(all_queries);
     a.first_query = sequence * all_queries;
-    int column = static_cast<int>(head) * s.head_dim;
+    const int column = static_cast<int>(head) * s.head_dim;
+    const auto column_in = [&](const Slice& shared) {   // of the head that so many heads of queries share
+      return static_cast<int>(head) / (heads / (shared.width / s.head_dim)) * s.head_dim;
+    };
     a.q = floats(s.x, 0), a.k = floats(s.key, 0), a.v = floats(s.value, 0);
     a.q_width = a.k_width = a.v_width = a.out_width = static_cast<int>(p_.arena_bytes / (kPanel * sizeof(float)));
-    a.q_column = a.k_column = a.v_column = a.out_column = column;
+    a.q_column = a.out_column = column;
+    a.k_column = column_in(s.key), a.v_column = column_in(s.value);
     a.scale = s.scale;
     a.scores = s.scores;
     a.probabilities = s.probabilities;

@@ -124,7 +124,7 @@ class Lowering {
       Fused f;
       f.op = f.last = o;
       const Op& op = ops_[o];
-      if (op.kind == OpKind::kLinear || op.kind == OpKind::kActivate) {
+      if (op.kind == OpKind::kLinear || op.kind == OpKind::kActivate || op.kind == OpKind::kScale) {
         if (op.kind == OpKind::kActivate) f.activation = op.activation;
         follow(f);
       } else if (op.kind == OpKind::kAdd && rows_of_[o].empty()) {
@@ -175,8 +175,9 @@ class Lowering {
   }
 
   void take_quantize(Fused& f) {
-    // Kernels write quantised heads by whole dwords: others are quantised in a step of their own.
-    if (ops_[f.op].kind == OpKind::kAttention && ops_[f.op].head_dim % kBlock != 0) return;
+    // Heads are written quantised by whole dwords: others are quantised in a step of their own.
+    const bool by_head = ops_[f.op].kind == OpKind::kAttention || ops_[f.op].kind == OpKind::kLayerNorm;
+    if (by_head && ops_[f.op].head_dim % kBlock != 0) return;
     const auto& readers = readers_[f.last];
     int found = -1;
     for (int r : readers) {
@@ -342,7 +343,10 @@ class Lowering {
       p_.steps.push_back(s);
     }
     p_.outputs.assign(s_.outputs.size(), {});
-    for (const Export& e : exports_) p_.outputs[e.output] = {ops_[e.op].width, ops_[e.op].picked};
+    for (const Export& e : exports_) {
+      const bool joined = m_.views[s_.outputs[e.output]].layout == Layout::kMatrix;
+      p_.outputs[e.output] = {ops_[e.op].width, ops_[e.op].picked, joined};
+    }
   }
 
   void step_of(size_t index) {
@@ -407,6 +411,7 @@ class Lowering {
         s.beta = op.beta;
         s.epsilon = op.epsilon;
         s.centred = op.centred;
+        s.head_dim = op.head_dim;
         s.x = place_[f.residual >= 0 ? ops_[f.residual].inputs[0] : op.inputs[0]];
         if (f.residual >= 0) s.residual = place_[ops_[f.residual].inputs[1]];
         break;
@@ -416,6 +421,7 @@ class Lowering {
       default:
         s.kind = StepKind::kPointwise;
         s.x = place_[op.inputs[0]];
+        if (op.kind == OpKind::kScale) s.gamma = op.gamma;
         if (op.kind == OpKind::kShift) s.beta = op.beta;
         if (op.kind == OpKind::kAdd) s.residual = place_[op.inputs[1]];
         if (op.kind == OpKind::kMultiply) s.factor = place_[op.inputs[1]];

@@ -40,6 +40,7 @@ class Preparation {
     for (size_t i = 0; i < p_.outputs.size(); ++i) {
       std::vector<int64_t> shape = run_.leading;
       if (p_.outputs[i].picked) shape.pop_back();
+      if (p_.outputs[i].joined) shape = {static_cast<int64_t>(count(shape, shape.size()))};
       shape.push_back(p_.outputs[i].width);
       run_.outputs.push_back(static_cast<float*>(caller_.output(static_cast<int>(i), shape)));
     }

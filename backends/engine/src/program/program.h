@@ -73,12 +73,12 @@ struct Step {
   float inverse_scale = 1.f;              // of `quantized`; kDequantize: the scale itself
   int zero_point = 0;
   int product = -1;                       // kProduct: place in Program::products
-  std::vector<float> gamma, beta;         // kLayerNorm; kProduct, kPointwise: beta is Epilogue's shift
+  std::vector<float> gamma, beta;         // kLayerNorm; kPointwise: gamma is Epilogue's scale; it and kProduct: beta is its shift
   float epsilon = 0.f;
   bool centred = true;                    // kLayerNorm
   Slice key, value;                       // kAttention; x is the queries
   Slice cosine, sine;                     // kRotary
-  int head_dim = 0;                       // kAttention, kRotary
+  int head_dim = 0;                       // kAttention, kRotary; kLayerNorm: of each head by itself, 0: of all features
   float scale = 1.f;
   AddedMask masks[2];                     // kAttention
   PositionTerm by_query, by_key;          // kAttention; the index of `by_key` is [.., key, query]
@@ -124,10 +124,11 @@ struct PositionTable {
   const float* head(size_t h) const { return data.data() + h * head_size; }
 };
 
-// A tensor that the part hands out, [batch, sequence, width] or, picked, [batch, width].
+// A tensor that the part hands out, [batch, sequence, width], joined, [batch * sequence, width], or, picked, [batch, width].
 struct Output {
   int width = 0;
   bool picked = false;
+  bool joined = false;
 };
 
 struct Program {

@@ -348,11 +348,22 @@ class Reference {
     return y;
   }
 
+  // Heads [batch, heads, sequence, size], each so many times, one after another.
+  static Array repeated(const Array& a, int64_t times) {
+    Array out;
+    out.shape = {a.shape[0], a.shape[1] * times, a.shape[2], a.shape[3]};
+    const int64_t size = a.shape[2] * a.shape[3];
+    for (int64_t h = 0; h < a.shape[0] * a.shape[1]; ++h)
+      for (int64_t i = 0; i < times; ++i) out.data.insert(out.data.end(), a.data.begin() + h * size, a.data.begin() + (h + 1) * size);
+    return out;
+  }
+
   Array attention(const Node& n) {
     Array q = get(n.inputs[0]), k = get(n.inputs[1]), v = get(n.inputs[2]);
     const bool tokens = q.shape.size() == 3;
     if (tokens)
-      for (Array* x : {&q, &k, &v}) *x = heads_of(*x, n.integer("q_num_heads", 0));
+      for (Array* x : {&q, &k, &v}) *x = heads_of(*x, n.integer(x == &q ? "q_num_heads" : "kv_num_heads", 0));
+    for (Array* x : {&k, &v}) *x = repeated(*x, q.shape[1] / x->shape[1]);
     const double scale = n.real("scale", static_cast<float>(1 / std::sqrt(static_cast<double>(q.shape[3]))));
     Array scores = each(product(q, transpose(k, {0, 1, 3, 2})), [scale](double x) { return x * scale; });
     if (n.inputs.size() > 3) scores = broadcast(scores, get(n.inputs[3]), [](double x, double y) { return x + y; });

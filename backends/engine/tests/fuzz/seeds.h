@@ -63,6 +63,30 @@ inline void rotary_layer(Builder& b, Numbers& r) {
   b.output(b.node("Add", {hidden, quantized_linear(b, r, b.fake_quantize(gated, 0.02f, 100), 12, 16, 0.5f)}));
 }
 
+// Heads that two heads of queries share, norms of heads, rows of a matrix: as Qwen3 and OPT have them.
+inline void shared_layer(Builder& b, Numbers& r) {
+  const int ids = b.input("ids");
+  const int hidden = b.node("Mul", {b.node("Gather", {b.constant({7, 16}, r.normals(7 * 16)), ids}), b.scalar(4.f)});
+  const int x = b.fake_quantize(hidden, 0.05f, 120);
+  const auto heads = [&](int count, bool normalised) {
+    const int part = b.node("Reshape", {quantized_linear(b, r, x, 16, 8 * count, 0.5f), b.constant({0, 0, -1, 8})});
+    const int all = b.transpose(part, {0, 2, 1, 3});
+    if (!normalised) return all;
+    const int root = b.node("Sqrt", {b.node("Add", {b.node("ReduceMean", {b.node("Pow", {all, b.scalar(2.f)}), b.constant({-1})}), b.scalar(1e-4f)})});
+    return b.node("Mul", {b.node("Mul", {all, b.node("Reciprocal", {root})}), b.node("Add", {b.constant({8}, r.normals(8)), b.scalar(1.f)})});
+  };
+  const auto repeated = [&](int one) {
+    const int all = b.node("Expand", {b.node("Unsqueeze", {one, b.constant({2})}), b.constant({1, 1, 2, 1, 8})});
+    return b.node("Reshape", {all, b.constant({0, 2, -1, 8})});
+  };
+  const int q = heads(2, true), k = repeated(heads(1, true)), v = repeated(heads(1, false));
+  const int p = b.node("Softmax", {b.node("MatMul", {q, b.transpose(k, {0, 1, 3, 2})})}, with("axis", -1));
+  const int context = b.node("Reshape", {b.transpose(b.node("MatMul", {p, v}), {0, 2, 1, 3}), b.constant({-1, 16})});
+  const int up = quantized_linear(b, r, b.fake_quantize(context, 0.02f, 128), 16, 16, 0.5f);
+  const int gated = b.node("Mul", {up, b.node("Sigmoid", {b.node("Mul", {up, b.scalar(1.702f)})})});
+  b.output(b.node("Add", {b.node("Reshape", {hidden, b.constant({-1, 16})}), gated}));
+}
+
 // Heads of all sequences in one dimension, positions between every two tokens, scores that are filled: as DeBERTa has it.
 inline void relative_layer(Builder& b, Numbers& r) {
   constexpr int kWidth = 16, kHeads = 2, kSize = 8, kPositions = 9;
@@ -166,6 +190,6 @@ inline void in_parts(Builder& b, Numbers& r) {
 }
 
 inline constexpr void (*kSeeds[])(Builder&, Numbers&) = {masked_encoder,   classifier,    whole_classifier, rotary_layer, relative_layer,
-                                                         packed_embedding, packed_matrix, in_parts};
+                                                         shared_layer,     packed_embedding, packed_matrix,  in_parts};
 
 }  // namespace obert::testing

@@ -18,6 +18,8 @@ double exact(Activation a, double x) {
       return x * .5 * std::erfc(-x * std::sqrt(.5));
     case Activation::kGeluTanh:
       return x / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x + .044715 * x * x * x)));
+    case Activation::kGeluSigmoid:
+      return x / (1 + std::exp(-1.702 * x));
     case Activation::kSilu:
       return x / (1 + std::exp(-x));
     case Activation::kTanh:
@@ -26,8 +28,8 @@ double exact(Activation a, double x) {
   return x;
 }
 
-const Activation kActivations[] = {Activation::kNone,     Activation::kRelu, Activation::kGeluErf,
-                                   Activation::kGeluTanh, Activation::kSilu, Activation::kTanh};
+const Activation kActivations[] = {Activation::kNone,        Activation::kRelu, Activation::kGeluErf, Activation::kGeluTanh,
+                                   Activation::kGeluSigmoid, Activation::kSilu, Activation::kTanh};
 
 struct Case {
   int rows, begin, groups;

@@ -134,27 +134,6 @@ def tiny_cache(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def lowered_once(tiny_cache: Path) -> Iterator[None]:
-    """Compiles of a tiny folder share its export, which takes longer than all else they do."""
-    from obert_compiler.frontends import huggingface
-
-    lower, kept = huggingface.lower_huggingface, dict[tuple[str, ...], Graph]()
-
-    def lower_once(model: str | Path, **options: Any) -> Graph:
-        if Path(model).resolve().parent != tiny_cache.resolve():
-            return lower(model, **options)
-        key = (str(model), *map(str, sorted(options.items())))
-        if key not in kept:
-            kept[key] = lower(model, **options)
-        return kept[key].copy()
-
-    lower_once.anew = lower  # type: ignore[attr-defined]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface, "lower_huggingface", lower_once)
-        yield
-
-
 @pytest.fixture(scope="session")
 def tiny_folder(tiny_cache: Path) -> TinyFolder:
     """``tiny_folder(arch, head)``: a Hugging Face folder with random weights. Do not write to it.
@@ -198,10 +177,36 @@ def tiny_graph(tiny_cache: Path, tiny_folder: TinyFolder) -> TinyGraph:
     return make
 
 
-def _lower(folder: Path, file: Path) -> None:
-    from obert_compiler.frontends import lower
+@pytest.fixture(scope="session", autouse=True)
+def lowered_once(tiny_cache: Path, tiny_graph: TinyGraph) -> Iterator[None]:
+    """Compiles of a tiny folder share its export, which takes longer than all else they do."""
+    from obert_compiler.frontends import huggingface
 
-    graph = lower(folder)
+    lower, kept = huggingface.lower_huggingface, dict[tuple[str, ...], Graph]()
+
+    def lower_once(model: str | Path, **options: Any) -> Graph:
+        folder = Path(model).resolve()
+        if folder.parent != tiny_cache.resolve():
+            return lower(model, **options)
+        if not any(options.values()):
+            arch, head, _ = folder.name.rsplit("-", 2)
+            return tiny_graph(arch, head)
+        key = (str(model), *map(str, sorted(options.items())))
+        if key not in kept:
+            kept[key] = lower(model, **options)
+        return kept[key].copy()
+
+    lower_once.anew = lower  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface, "lower_huggingface", lower_once)
+        yield
+
+
+def _lower(folder: Path, file: Path) -> None:
+    from obert_compiler.frontends import huggingface
+
+    lower = huggingface.lower_huggingface
+    graph = getattr(lower, "anew", lower)(folder)
     fields = dataclasses.asdict(graph.source) | {"folder": None, "location": None}
     file.with_suffix(".json").write_text(json.dumps(fields))
     unfinished = file.with_name(file.name + ".new")

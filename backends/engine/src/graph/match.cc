@@ -78,7 +78,7 @@ bool Matcher::gathered(int value, int width) {
   op.width = t.width;
   op.row = term;
   op.value = m_.rows.indices[term];
-  op.rows_alone = g_.values[op.value].rank == 1;
+  op.rows_alone = rank_of(op.value) == 1;
   View v;
   v.layout = op.rows_alone ? Layout::kMatrix : Layout::kTokens;
   v.op = add(op);

@@ -39,6 +39,7 @@ class Matcher {
     return false;
   }
   View view(int value) const { return value >= 0 ? m_.views[value] : View{}; }
+  int rank_of(int value) const { return value >= 0 ? g_.values[value].rank : -1; }
   bool plain_float(int value) const {
     View v = view(value);
     return v.plain() && v.form == Form::kFloat;
@@ -132,7 +133,7 @@ class Matcher {
   // Whether an axis is the last of a tensor of tokens or heads.
   bool over_last(int64_t axis, int value) const {
     const View v = view(value);
-    const bool matrix = v.held() ? v.layout == Layout::kMatrix : g_.values[value].rank == 2;
+    const bool matrix = v.held() ? v.layout == Layout::kMatrix : rank_of(value) == 2;
     return axis == -1 || axis == (v.held() && whole_heads(v) ? 3 : matrix ? 1 : 2);
   }
   // All features of a token, or those of each of its heads, by an op whose width is that of gamma.

@@ -79,9 +79,21 @@ void positions_of_nothing() {
   }
 }
 
+// A normalisation that reads nothing.
+void norm_of_nothing() {
+  for (const char* op : {"LayerNormalization", "RMSNormalization"}) {
+    Builder b;
+    Numbers r(1);
+    const int gamma = b.constant({8}, r.normals(8));
+    b.output(b.node(op, {-1, gamma, gamma}));
+    CHECK(compiles(b.graph));
+  }
+}
+
 }  // namespace
 
 int main() {
+  norm_of_nothing();
   positions_of_nothing();
   tables_of_different_length();
   centred_without_result();

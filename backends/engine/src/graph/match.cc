@@ -33,7 +33,7 @@ Match Matcher::run() {
 
 int Matcher::add(Op op) {
   op.picked = op.kind == OpKind::kPick || (!op.inputs.empty() && m_.ops[op.inputs[0]].picked);
-  op.rows_alone = op.rows_alone || (!op.inputs.empty() && m_.ops[op.inputs[0]].rows_alone);
+  op.other_shape = op.other_shape || (!op.inputs.empty() && m_.ops[op.inputs[0]].other_shape);
   m_.ops.push_back(std::move(op));
   return static_cast<int>(m_.ops.size()) - 1;
 }
@@ -51,7 +51,7 @@ int Matcher::import(int value, int width, const Quantization* q) {
   op.kind = OpKind::kImport;
   op.width = width;
   op.value = value;
-  op.rows_alone = v.rank == 2;
+  op.other_shape = v.rank >= 0 && v.rank != 3;
   if (q) {
     op.quantized = true;
     op.quantization = *q;
@@ -78,9 +78,9 @@ bool Matcher::gathered(int value, int width) {
   op.width = t.width;
   op.row = term;
   op.value = m_.rows.indices[term];
-  op.rows_alone = rank_of(op.value) == 1;
+  op.other_shape = rank_of(op.value) >= 0 && rank_of(op.value) != 2;
   View v;
-  v.layout = op.rows_alone ? Layout::kMatrix : Layout::kTokens;
+  v.layout = rank_of(op.value) == 1 ? Layout::kMatrix : Layout::kTokens;
   v.op = add(op);
   m_.views[value] = v;
   return true;

@@ -54,8 +54,8 @@ bool Matcher::reaches(const std::vector<Dim>& target, const std::vector<Dim>& wa
 
 bool Matcher::reshape(int n) {
   View v = view(in(n, 0));
-  // Of rows alone no sequences can be made.
-  if (!v.held() || m_.ops[v.op].rows_alone) return false;
+  // Of tokens that are no sequences none can be made.
+  if (!v.held() || m_.ops[v.op].other_shape) return false;
   if (out(n) < 0) return false;
   auto known = known_.find(g_.values[out(n)].name);
   if (known != known_.end()) {

@@ -17,7 +17,7 @@ bool Matcher::sum(int n) {
   gathered(b, 0);
   if (!view(a).held()) std::swap(a, b);
   View v = view(a);
-  if (!v.held()) return false;
+  if (!v.held() || !keeps_rank(n, a)) return false;
   if (v.layout == Layout::kRelative || view(b).layout == Layout::kRelative) return add_relative(n, v, view(b));
   if (v.layout == Layout::kScores) return masked(n, v, b);
   if (v.layout == Layout::kTimesCosine || v.layout == Layout::kTurnedTimesSine) return rotate(n, v, view(b));
@@ -31,6 +31,7 @@ bool Matcher::sum(int n) {
   if (g_.constant(b) || (m_.ops[v.op].picked && !view(b).held())) return false;
   int other = tensor(b, width);
   if (other < 0 || (!same_tokens(v.op, other) && !is_spread(v, other))) return false;
+  if (m_.ops[v.op].other_shape && rank_of(a) != rank_of(b)) return false;
   Op op;
   op.kind = OpKind::kAdd;
   op.inputs = {v.op, other};
@@ -92,7 +93,7 @@ bool Matcher::scaled(int n) {
   if (!division) gathered(b, 0);
   if (!division && !view(a).held()) std::swap(a, b);
   View v = view(a);
-  if (!v.held() || v.form == Form::kQuantized) return false;
+  if (!v.held() || v.form == Form::kQuantized || !keeps_rank(n, a)) return false;
   if (!division && times_table(n, v, b)) return true;
   if (cut_heads(v)) return false;
   if (v.plain() && scale_features(n, a, b)) return true;

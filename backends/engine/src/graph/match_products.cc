@@ -45,7 +45,7 @@ int Matcher::quantized_input(int value, int inputs) {
     if (source < 0) return -1;
     View v2;
     v2.op = source;
-    if (m_.ops[source].rows_alone) v2.layout = Layout::kMatrix;
+    if (rank_of(x) == 2) v2.layout = Layout::kMatrix;
     m_.views[x] = v2;
     View made = quantized_view(v2, *q);
     m_.views[quantized] = made;
@@ -57,7 +57,7 @@ int Matcher::quantized_input(int value, int inputs) {
     View made;
     made.op = op;
     made.form = Form::kQuantized;
-    if (m_.ops[op].rows_alone) made.layout = Layout::kMatrix;
+    if (rank_of(quantized) == 2) made.layout = Layout::kMatrix;
     m_.views[quantized] = made;
   }
   View made = m_.views[quantized];

@@ -104,7 +104,7 @@ View Matcher::quantized_import(int n) {
   if (!q) return v;
   v.op = import(x, static_cast<int>(g_.values[x].last), &*q);
   v.form = Form::kQuantized;
-  if (v.held() && m_.ops[v.op].rows_alone) v.layout = Layout::kMatrix;
+  if (rank_of(x) == 2) v.layout = Layout::kMatrix;
   if (v.held()) m_.views[x] = v;
   return v;
 }

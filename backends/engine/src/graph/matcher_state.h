@@ -40,6 +40,8 @@ class Matcher {
   }
   View view(int value) const { return value >= 0 ? m_.views[value] : View{}; }
   int rank_of(int value) const { return value >= 0 ? g_.values[value].rank : -1; }
+  // Whether nothing that `n` reads beside `value` has more dimensions than it.
+  bool keeps_rank(int n, int value) const { return rank_of(out(n)) < 0 || rank_of(value) < 0 || rank_of(out(n)) == rank_of(value); }
   bool plain_float(int value) const {
     View v = view(value);
     return v.plain() && v.form == Form::kFloat;
@@ -55,15 +57,16 @@ class Matcher {
     View v;
     v.op = op;
     v.form = m_.ops[op].quantized ? Form::kQuantized : Form::kFloat;
-    v.layout = m_.ops[op].picked ? Layout::kPicked : m_.ops[op].rows_alone || view(from).layout == Layout::kMatrix ? Layout::kMatrix : Layout::kTokens;
+    const bool matrix = view(from).held() ? view(from).layout == Layout::kMatrix : rank_of(from) == 2;
+    v.layout = m_.ops[op].picked ? Layout::kPicked : matrix ? Layout::kMatrix : Layout::kTokens;
     return show(n, v);
   }
   int add(Op op);
   // Whether two tensors have the same tokens.
-  bool same_tokens(int a, int b) const { return m_.ops[a].picked == m_.ops[b].picked && m_.ops[a].rows_alone == m_.ops[b].rows_alone; }
+  bool same_tokens(int a, int b) const { return m_.ops[a].picked == m_.ops[b].picked && m_.ops[a].other_shape == m_.ops[b].other_shape; }
   // Whether `b` stands there once for all sequences, [sequence, width], beside the tokens of `a`.
   bool is_spread(const View& a, int b) const {
-    return a.layout == Layout::kTokens && !m_.ops[a.op].rows_alone && m_.ops[b].rows_alone && m_.ops[b].kind == OpKind::kImport;
+    return a.layout == Layout::kTokens && !m_.ops[a.op].other_shape && m_.ops[b].kind == OpKind::kImport && rank_of(m_.ops[b].value) == 2;
   }
   // A value from outside as a token tensor of `width` features.
   int import(int value, int width, const Quantization* q = nullptr);

@@ -100,7 +100,7 @@ struct Op {
   bool quantized = false;             // the result is uint8
   Quantization quantization;          // of a quantised result
   int value = -1;                     // kImport: the value of the graph; kRows: that of the indices
-  bool rows_alone = false;            // its tokens are the rows of a matrix from outside: where sequences begin is not known
+  bool other_shape = false;            // its tokens are those of a tensor from outside that is not [batch, sequence, features]
   bool by_position = false;           // kImport: one row for each place in a sequence, for all sequences or for each
   int row = -1;                       // kRows: term of Match::rows
   int weights = -1;                   // kLinear: place in Match::weights

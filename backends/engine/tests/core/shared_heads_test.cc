@@ -69,15 +69,18 @@ void check_left() {
   }
 }
 
-// A product of the rows of a matrix: what it hands out is a matrix. No sequences can be made of them.
-void check_rows(const Kernels* kernels) {
+// A product of the rows of a matrix, or of a tensor of four dimensions: what it hands out has as many. No sequences can be
+// made of them.
+void check_rows(const Kernels* kernels, const std::vector<int64_t>& shape) {
   for (bool attends : {false, true}) {
     SharedHeads m(Shared(), 2, 5);
     Builder& b = m.b;
     constexpr int kHidden = SharedHeads::kHidden;
-    const int rows = b.input("rows", {-1, kHidden});
+    const int rows = b.input("rows", shape);
     const int product = quantized_linear(b, m.r, b.fake_quantize(rows, 0.03f, 125), kHidden, kHidden, 0.5f);
     const int normed = m.norm(b.node("Add", {product, rows}), kHidden, Shared::kOp);
+    for (int v = 0; v < static_cast<int>(b.graph.values.size()); ++v)   // as ONNX Runtime infers it
+      if (b.graph.values[v].producer >= 0 && b.graph.nodes[b.graph.values[v].producer].op != "DequantizeLinear") b.describe(v, shape);
     b.output(normed);
     if (attends) b.output(b.node("Reshape", {m.attended(b.fake_quantize(b.node("Reshape", {normed, b.constant({2, 5, kHidden})}), 0.03f, 125)), b.constant({0, 0, SharedHeads::kWide})}));
     const Claims claims = claim(b.graph);
@@ -87,7 +90,7 @@ void check_rows(const Kernels* kernels) {
       continue;
     }
     Array a = m.tokens();
-    a.shape = {10, kHidden};
+    a.shape = shape;
     const Array got = run_engine(b.graph, {{rows, a}}, kernels, 2).at(normed), expected = Reference(b.graph).run({{rows, a}}).at(normed);
     CHECK(got.shape == expected.shape);
     const Differences d(got, expected);
@@ -138,16 +141,35 @@ void check_apart() {
   }
 }
 
+// A constant with more dimensions than tokens makes something else of them.
+void check_more_dimensions() {
+  for (const char* op : {"Add", "Mul"})
+    for (bool more : {false, true}) {
+      SharedHeads m(Shared(), 2, 5);
+      Builder& b = m.b;
+      constexpr int kHidden = SharedHeads::kHidden;
+      const int x = b.input("x", {2, 5, kHidden}), product = quantized_linear(b, m.r, b.fake_quantize(x, 0.03f, 125), kHidden, kHidden, 0.5f);
+      b.describe(product, {2, 5, kHidden});
+      const int y = b.node(op, {product, b.constant({1, 1, 1, kHidden}, m.r.normals(kHidden))});
+      b.describe(y, more ? std::vector<int64_t>{1, 2, 5, kHidden} : std::vector<int64_t>{2, 5, kHidden});
+      b.output(y);
+      const Match found = match(b.graph);
+      CHECK(found.claimed.back() == !more, "%s, more %d", op, more);
+    }
+}
+
 }  // namespace
 
 int main() {
   check_left();
   check_apart();
+  check_more_dimensions();
   const KernelSet set = available_kernels();
   for (size_t i = 0; i < set.count; ++i) {
     const Kernels* k = set.tables[i];
     std::printf("%s\n", k->name);
-    check_rows(k);
+    check_rows(k, {10, SharedHeads::kHidden});
+    check_rows(k, {2, 1, 5, SharedHeads::kHidden});
     check_handed_out(k);
     int pick = 0;
     for (auto norm : {Shared::kNone, Shared::kParts, Shared::kOp, Shared::kCentred})

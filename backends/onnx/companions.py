@@ -2,8 +2,8 @@
 
 They are copied from the folder that the model came from, by kind: everything that describes the
 model, nothing that holds its weights. config.json is written anew, because passes change it
-(fewer layers). Modules behind the Transformer (Pooling, Dense, Normalize) keep their weights: they
-run outside the graph.
+(fewer layers). Modules behind the Transformer (Pooling, Dense, Normalize) keep their weights too:
+sentence-transformers runs its own, behind ``last_hidden_state``.
 """
 
 from __future__ import annotations

@@ -186,6 +186,11 @@ def _example_inputs(
 ) -> dict[str, torch.Tensor]:
     """Two rows of 16 tokens; token types where the model has them and its tokenizer gives them."""
     shape = (2, 16)
+    if not isinstance(getattr(config, "vocab_size", None), int):
+        raise ModelError(
+            f"model '{folder}': expected a model of tokens, found a {config.model_type} without "
+            "'vocab_size' in its configuration"
+        )
     ids = torch.full(shape, 5, dtype=torch.long).clamp(max=config.vocab_size - 1)
     mask = torch.ones(shape, dtype=torch.long)
     mask[1, 12:] = 0

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import importlib.util
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,25 @@ def same_at_all_sizes(
     assert_close(ours.run(None, feed), theirs.run(None, feed))
 
 
+def quantise_products(float32: Path, model: Path, left: Sequence[str] = ()) -> None:
+    """Products alone, by channel, but for the nodes that are ``left``."""
+    quantize_static(
+        float32,
+        model,
+        Calibration(),
+        QuantFormat.QDQ,
+        nodes_to_exclude=list(left),
+        per_channel=True,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
 @pytest.mark.parametrize("exporter", ["torchscript", "20", "23"])
-def test_rotary_quantised_by_onnx_runtime(
+@pytest.mark.parametrize("encoder", ["rotary", "grouped"])
+def test_newer_encoders_quantised_by_onnx_runtime(
+    encoder: str,
     exporter: str,
     exported: Callable[[str], Path],
     tmp_path: Path,
@@ -139,34 +156,9 @@ def test_rotary_quantised_by_onnx_runtime(
     assert_close: AssertClose,
 ) -> None:
     """Opset 23 has attention, rotary embeddings and RMSNorm as ops of their own."""
-    float32 = shutil.copy(exported(f"rotary {exporter}"), tmp_path / "float32.onnx")
+    float32 = shutil.copy(exported(f"{encoder} {exporter}"), tmp_path / "float32.onnx")
     model = tmp_path / "model.onnx"
-    options: dict[str, Any] = {"per_channel": True, "op_types_to_quantize": ["MatMul", "Gemm"]}
-    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    quantize_static(float32, model, Calibration(), QuantFormat.QDQ, **types, **options)
-    assert (exporter == "23") == any(n.op_type == "Attention" for n in onnx.load(model).graph.node)
-    ours, theirs = both(model)
-    claims = engine_use(ours).claims
-    assert claims is not None
-    assert not claims.left, claims.describe()
-    assert claims.parts == 1
-    same_at_all_sizes(ours, theirs, assert_close)
-
-
-@pytest.mark.parametrize("exporter", ["torchscript", "20", "23"])
-def test_shared_heads_quantised_by_onnx_runtime(
-    exporter: str,
-    exported: Callable[[str], Path],
-    tmp_path: Path,
-    both: Callable[..., Pair],
-    assert_close: AssertClose,
-) -> None:
-    """Keys and values that all queries share, norms of heads, tokens as rows of a matrix."""
-    float32 = shutil.copy(exported(f"grouped {exporter}"), tmp_path / "float32.onnx")
-    model = tmp_path / "model.onnx"
-    options: dict[str, Any] = {"per_channel": True, "op_types_to_quantize": ["MatMul", "Gemm"]}
-    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    quantize_static(float32, model, Calibration(), QuantFormat.QDQ, **types, **options)
+    quantise_products(float32, model)
     assert (exporter == "23") == any(n.op_type == "Attention" for n in onnx.load(model).graph.node)
     ours, theirs = both(model)
     claims = engine_use(ours).claims
@@ -194,12 +186,7 @@ def test_relative_positions_quantised_by_onnx_runtime(
     computed = [
         n.name for n in proto.graph.node if n.op_type == "MatMul" and n.input[1] not in names
     ]
-    options: dict[str, Any] = {"per_channel": True, "op_types_to_quantize": ["MatMul", "Gemm"]}
-    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    left = [] if everything else computed
-    quantize_static(
-        float32, model, Calibration(), QuantFormat.QDQ, nodes_to_exclude=left, **types, **options
-    )
+    quantise_products(float32, model, [] if everything else computed)
     ours, theirs = both(model)
     claims = engine_use(ours).claims
     assert claims is not None

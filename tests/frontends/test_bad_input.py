@@ -215,6 +215,16 @@ def test_a_model_of_more_than_tokens(tmp_path):
     assert "ValueError: You have to specify bbox" in message
 
 
+def test_a_model_of_no_tokens(tmp_path):
+    from transformers import AutoModel, ViTConfig
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = ViTConfig(intermediate_size=8, image_size=4, patch_size=2, **sizes)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    message = refusal(tmp_path, ModelError, task="feature-extraction")
+    assert "expected a model of tokens, found a vit without 'vocab_size'" in message
+
+
 def test_architecture_that_names_no_task(folder):
     text = (folder / "config.json").read_text()
     text = text.replace("BertForSequenceClassification", "BertForNextSentencePrediction")

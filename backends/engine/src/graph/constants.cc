@@ -68,6 +68,12 @@ std::optional<std::vector<int64_t>> integers(const Graph& g, int value) {
   return std::vector<int64_t>(c->as<int64_t>(), c->as<int64_t>() + c->count);
 }
 
+std::optional<std::vector<int64_t>> axes(const Graph& g, const Node& node) {
+  const auto listed = node.int_lists.find("axes");
+  if (listed != node.int_lists.end()) return listed->second;
+  return integers(g, node.inputs.size() > 1 ? node.inputs[1] : -1);
+}
+
 namespace {
 
 std::optional<std::vector<float>> stored_floats(const Graph& g, int value) {

@@ -20,6 +20,9 @@ std::optional<std::vector<float>> vector(const Graph& graph, int value, size_t c
 // An int64 constant.
 std::optional<std::vector<int64_t>> integers(const Graph& graph, int value);
 
+// The axes of a node that has them as an attribute or, since opset 13 or later, as its second input.
+std::optional<std::vector<int64_t>> axes(const Graph& graph, const Node& node);
+
 // Scale and zero point of a QuantizeLinear or DequantizeLinear whose tensor has one scale.
 std::optional<Quantization> quantization(const Graph& graph, const Node& node);
 

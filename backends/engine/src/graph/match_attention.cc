@@ -154,9 +154,8 @@ bool Matcher::transpose(int n) {
 bool Matcher::unsqueeze(int n) {
   View v = view(in(n, 0));
   if (!v.held() || v.layout != Layout::kHeads || v.group != 1) return false;
-  const auto listed = node(n).int_lists.find("axes");
-  const auto axes = listed != node(n).int_lists.end() ? std::optional<std::vector<int64_t>>(listed->second) : integers(g_, in(n, 1));
-  if (!axes || axes->size() != 1 || ((*axes)[0] != 2 && (*axes)[0] != -3)) return false;
+  const auto along = axes(g_, node(n));
+  if (!along || along->size() != 1 || ((*along)[0] != 2 && (*along)[0] != -3)) return false;
   v.layout = Layout::kSharedHeads;
   return show(n, v);
 }
@@ -172,11 +171,8 @@ bool Matcher::expand(int n) {
     const auto target = shape_elements(g_, in(n, 1), [this](int value) { return shape_of(value); });
     if (!target || target->size() != 5) return false;
     const std::vector<Dim> have = *shape_of(v);
-    for (size_t i = 0; i < have.size(); ++i) {
-      const Dim &wanted = (*target)[i], &mine = have[i];
-      if (i == 2 || wanted.is(1)) continue;
-      if (mine.kind == Dim::kNumber ? !wanted.is(mine.number) && wanted.kind != Dim::kUnknown : !wanted.may_be(mine.kind)) return false;
-    }
+    for (size_t i = 0; i < have.size(); ++i)
+      if (i != 2 && !(*target)[i].leaves(have[i])) return false;
     const Dim& group = (*target)[2];
     if (group.kind != Dim::kNumber || group.number < 1 || group.number > kMostHeads) return fail("how many heads share one is not known");
     v.group = static_cast<int>(group.number);

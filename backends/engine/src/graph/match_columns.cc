@@ -129,8 +129,7 @@ bool Matcher::split(int n) {
 bool Matcher::squeeze(int n) {
   View v = view(in(n, 0));
   if (!v.held() || v.layout != Layout::kStackedPart) return false;
-  const auto listed = node(n).int_lists.find("axes");
-  const auto axis = only(listed != node(n).int_lists.end() ? listed->second : integers(g_, in(n, 1)));
+  const auto axis = only(axes(g_, node(n)));
   if (axis != 2 && axis != -3) return false;
   v.layout = Layout::kSequenceHeads;
   v.parts = 0;

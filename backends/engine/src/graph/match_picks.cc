@@ -44,9 +44,7 @@ bool Matcher::pick(int n) {
   if (keeps_axis) {
     last = only_consumer(out(n));
     if (!is(last, "Squeeze") || in(last, 0) != out(n)) return false;
-    auto axes = node(last).int_lists.find("axes");
-    const bool second = axes != node(last).int_lists.end() ? is_one(axes->second, 1) : is_one(integers(g_, in(last, 1)), 1);
-    if (!second || out(last) < 0) return false;
+    if (!is_one(axes(g_, node(last)), 1) || out(last) < 0) return false;
     m_.claimed[last] = 1;
   }
   const Op& source = m_.ops[from.op];

@@ -107,10 +107,9 @@ int Matcher::before_spread(int value, const std::vector<Dim>& shape, int64_t* co
     if (!target || target->size() != shape.size()) return value;
     spread.copies = 1;
     for (size_t i = 0; i < shape.size(); ++i) {
-      const Dim &have = (*target)[i], &wanted = shape[i];
+      const Dim& have = (*target)[i];
       if (i + 2 < shape.size()) spread.copies *= have.kind == Dim::kNumber && have.number > 0 && have.number < kMostPositions ? have.number : 0;
-      if (have.is(1)) continue;
-      if (wanted.kind == Dim::kNumber ? !have.is(wanted.number) && have.kind != Dim::kUnknown : !have.may_be(wanted.kind)) return value;
+      if (!have.leaves(shape[i])) return value;
     }
   }
   m_.reshapes[name] = spread;

@@ -36,10 +36,9 @@ class Walk {
   std::optional<int64_t> last_axis(int n) const {
     const Node& node = g_.nodes[n];
     if (node.integer("keepdims", 1) != 1) return std::nullopt;
-    const auto listed = node.int_lists.find("axes");
-    const auto axes = listed != node.int_lists.end() ? std::optional<std::vector<int64_t>>(listed->second) : integers(g_, in(n, 1));
-    if (!axes || axes->size() != 1 || (*axes)[0] < -1 || (*axes)[0] == 0 || (*axes)[0] > 3) return std::nullopt;
-    return (*axes)[0];
+    const auto along = axes(g_, node);
+    if (!along || along->size() != 1 || (*along)[0] < -1 || (*along)[0] == 0 || (*along)[0] > 3) return std::nullopt;
+    return (*along)[0];
   }
   // The factor that is no constant, when `n` multiplies something by `x`; -1 otherwise.
   int times(int n, float x) const {

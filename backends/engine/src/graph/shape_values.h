@@ -17,6 +17,8 @@ struct Dim {
   bool is(int64_t n) const { return kind == kNumber && number == n; }
   // May be the batch (or the length): it is, or nothing contradicts it. Static shapes name a number.
   bool may_be(Kind k) const { return kind == k || kind == kUnknown || (kind == kNumber && number != -1); }
+  // Whether Expand to this leaves `d` as it is, as far as is known.
+  bool leaves(const Dim& d) const { return is(1) || (d.kind == kNumber ? is(d.number) || kind == kUnknown : may_be(d.kind)); }
 };
 
 using ShapeOf = std::function<std::optional<std::vector<Dim>>(int value)>;

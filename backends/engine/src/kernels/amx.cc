@@ -4,6 +4,7 @@
 #include "simd_avx512.h"
 #include "dot_run.h"
 #include "dot_avx512vnni.h"
+#include "multiply_rows.h"
 #include "bodies.h"
 #include "tile_amx.h"
 #include "expand_avx512.h"

@@ -2,8 +2,8 @@
 #include "kernels.h"
 
 #include "simd_avx2.h"
-#include "dot_run.h"
 #include "dot_avx2.h"
+#include "multiply_couples.h"
 #include "bodies.h"
 
 namespace obert {

@@ -4,6 +4,7 @@
 #include "simd_avx2.h"
 #include "dot_run.h"
 #include "dot_avxvnni.h"
+#include "multiply_rows.h"
 #include "bodies.h"
 
 namespace obert {

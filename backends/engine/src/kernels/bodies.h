@@ -1,5 +1,5 @@
-// Every kernel body, in the order they need each other. Include after simd_<isa>.h, dot_run.h and
-// dot_<isa>.h.
+// Every kernel body, in the order they need each other. Include after simd_<isa>.h,
+// dot_<isa>.h and how rows pass: multiply_rows.h, which dot_run.h belongs to, or multiply_couples.h.
 #pragma once
 #include "maths.h"
 #include "gelu.h"

@@ -8,7 +8,7 @@ struct Run {
   const int32_t* chunk;   // activations: [blocks of the chunk][kPanel] dwords
   const uint8_t* index;   // [count]
   const int8_t* value;    // [count][kBlock]
-  int count, pairs;       // pairs: see SparseInt8
+  int count;
 
   const int32_t* activations(int i) const { return chunk + static_cast<size_t>(index[i]) * kPanel; }
   int32_t weights(int i) const {

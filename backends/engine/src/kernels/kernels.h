@@ -43,12 +43,15 @@ constexpr uint16_t kWholeTile = 0x8000;
 // 255 * 128 < 2^15, so that vpmaddubsw, which adds the pair in int16, cannot saturate whatever the
 // activations are. Other tables need fewer blocks.
 //
-// The first 2 * pairs[c * rows + p] blocks of a row's chunk are couples that keep this rule together,
+// The first 2 * row_blocks[c * rows + p].couples blocks of a row's chunk are couples that keep this rule together,
 // the first with the second, the third with the fourth and so on: they may be added in int16.
 //
 // Or, for a table that asked for them, `tiles` alone, which `portable` and that table multiply.
 constexpr int kRowWindow = 64;
 constexpr int kChunkBlocks = 256;     // a chunk has no more
+struct RowBlocks {
+  uint16_t couples = 0, singles = 0;   // two blocks each, and what has no partner
+};
 struct SparseInt8 {
   int rows = 0;
   int chunks = 0;
@@ -56,7 +59,7 @@ struct SparseInt8 {
   const uint32_t* start = nullptr;    // [chunks * rows + 1]
   const uint8_t* index = nullptr;     // [start[chunks * rows]]: bytes, because weights are read over and over from far away
   const int8_t* value = nullptr;      // [start[chunks * rows]][4]
-  const uint16_t* pairs = nullptr;    // [chunks * rows] or null: none
+  const RowBlocks* row_blocks = nullptr;   // [chunks * rows] or null: no couples
   const uint8_t* order = nullptr;     // [chunks * rows] or null, see above
   const uint8_t* whole = nullptr;     // [chunks * rows] or null, by place: 1 where all blocks of the chunk are there, once, in
                                       // their order, be they zeros or not

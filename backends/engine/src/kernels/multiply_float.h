@@ -17,7 +17,7 @@ namespace {
 // where the load pipes bind, which would do it, they are not.
 constexpr size_t kFloatsAhead = kLanes >= 16 ? 256 : 0;
 
-// `w` is a copy, as in multiply_int8.h.
+// `w` is a copy, as in multiply_rows.h.
 template <int V>
 void multiply_float_vectors(const SparseFloat w, const float* x, int row_begin, int row_end, float* acc) {
   constexpr int kSets = V >= 8 ? 1 : V >= 4 ? 2 : 4;   // as many accumulators as cover the latency

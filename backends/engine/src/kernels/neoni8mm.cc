@@ -4,6 +4,7 @@
 #include "simd_neon.h"
 #include "dot_run.h"
 #include "dot_neon.h"
+#include "multiply_rows.h"
 #include "bodies.h"
 
 namespace obert {

@@ -163,8 +163,12 @@ void fill_up(std::vector<Block>& kept, int multiple) {
 // What a row keeps of a chunk.
 struct Row {
   std::vector<Block> blocks;
-  int pairs = 0;
+  int couples = 0;
   bool whole = false;
+
+  RowBlocks counts() const {
+    return {static_cast<uint16_t>(couples), static_cast<uint16_t>(blocks.size() - 2 * static_cast<size_t>(couples))};
+  }
 };
 
 void store(const std::vector<Block>& blocks, SparseInt8Storage& s) {
@@ -232,14 +236,14 @@ SparseInt8Storage pack_sparse_int8(const int16_t* weights, int rows, int inputs,
         for (int b = begin; b < end; ++b)
           split_block(row + b * kBlock, std::min(kBlock, inputs - b * kBlock), b - begin, packing.saturates, list);
         kept[r].whole = packing.whole && make_whole(list, end - begin);
-        kept[r].pairs = packing.saturates ? matchmaker.form_couples(list) : 0;
+        kept[r].couples = packing.saturates ? matchmaker.form_couples(list) : 0;
         if (packing.fill && !kept[r].whole) fill_up(list, packing.fill);
       }
-      put_in_order(order, count, [&](int r) { return std::pair(kept[r].pairs, kept[r].blocks.size()); });
+      put_in_order(order, count, [&](int r) { return std::pair(kept[r].couples, kept[r].blocks.size()); });
       for (int p = 0; p < count; ++p) {
         const Row& row = kept[order[p]];
         s.start.push_back(static_cast<uint32_t>(s.index.size()));
-        if (packing.saturates) s.pairs.push_back(static_cast<uint16_t>(row.pairs));
+        if (packing.saturates) s.row_blocks.push_back(row.counts());
         if (packing.whole) s.whole.push_back(row.whole ? 1 : 0);
         if (packing.fill) s.order.push_back(order[p]);
         store(row.blocks, s);

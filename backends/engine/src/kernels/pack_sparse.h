@@ -13,13 +13,13 @@ struct SparseInt8Storage {
   std::vector<uint32_t> start;
   std::vector<uint8_t> index;
   std::vector<int8_t> value;
-  std::vector<uint16_t> pairs;
+  std::vector<RowBlocks> row_blocks;
   std::vector<uint8_t> order, whole;
   TilesInt8Storage tiles;
 
   SparseInt8 view() const {
     const auto at = [](const auto& v) { return v.empty() ? nullptr : v.data(); };
-    return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data(), at(pairs), at(order), at(whole), tiles.view()};
+    return {rows, chunks, chunk_blocks, start.data(), index.data(), value.data(), at(row_blocks), at(order), at(whole), tiles.view()};
   }
 };
 

@@ -13,7 +13,7 @@ size_t bytes(const std::vector<T>& v) {
 size_t bytes_of(const Product& p) {
   const SparseInt8Storage& i = p.int8;
   const SparseFloatStorage& f = p.real;
-  return bytes(i.start) + bytes(i.index) + bytes(i.value) + bytes(i.pairs) + bytes(i.order) + bytes(i.whole) +
+  return bytes(i.start) + bytes(i.index) + bytes(i.value) + bytes(i.row_blocks) + bytes(i.order) + bytes(i.whole) +
          bytes(i.tiles.stream) + bytes(f.start) + bytes(f.index) + bytes(f.value) + bytes(f.order);
 }
 

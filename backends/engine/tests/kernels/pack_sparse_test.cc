@@ -20,8 +20,8 @@ void check_case(int rows, int inputs, double density, int low, int high, bool sa
             s.value.size() == 4 * s.index.size(),
         "sizes of %d x %d", rows, inputs);
   const size_t places = static_cast<size_t>(s.chunks) * rows;
-  CHECK(s.order.size() == (fill ? places : 0) && s.whole.size() == (whole ? places : 0) && s.pairs.size() == (saturates ? places : 0),
-        "%zu ordered, %zu whole, %zu with pairs", s.order.size(), s.whole.size(), s.pairs.size());
+  CHECK(s.order.size() == (fill ? places : 0) && s.whole.size() == (whole ? places : 0) && s.row_blocks.size() == (saturates ? places : 0),
+        "%zu ordered, %zu whole, %zu with couples", s.order.size(), s.whole.size(), s.row_blocks.size());
   for (int c = 0; c < s.chunks; ++c)
     for (int p = 0; p < rows; ++p) {
       const size_t at = static_cast<size_t>(c) * rows + p;
@@ -31,7 +31,7 @@ void check_case(int rows, int inputs, double density, int low, int high, bool sa
       const bool all = whole && s.whole[at];
       if (fill) CHECK(all || count % fill == 0, "%u blocks of a row", count);
       if (fill && p % kRowWindow) {
-        const auto ends = [&](size_t i) { return std::pair(saturates ? s.pairs[i] : 0, s.start[i + 1] - s.start[i]); };
+        const auto ends = [&](size_t i) { return std::pair(saturates ? s.row_blocks[i].couples : 0, s.start[i + 1] - s.start[i]); };
         CHECK(ends(at) >= ends(at - 1), "place %d keeps fewer couples or blocks than the one before", p);
       }
       if (all) CHECK(count == static_cast<uint32_t>(of_chunk), "%u of %d blocks", count, of_chunk);
@@ -39,7 +39,7 @@ void check_case(int rows, int inputs, double density, int low, int high, bool sa
       for (uint32_t b = s.start[at]; b < s.start[at + 1]; ++b) {
         const int8_t* v = &s.value[b * size_t{4}];
         const uint32_t place = b - s.start[at];
-        const bool couple = saturates && place % 2 == 0 && place < 2u * s.pairs[at];
+        const bool couple = saturates && place % 2 == 0 && place < 2u * s.row_blocks[at].couples;
         if (all) CHECK(s.index[b] == place, "block %u of a whole row is %d", place, s.index[b]);
         for (int pair = 0; saturates && pair < 4; pair += 2) {
           int above = 0, below = 0;
@@ -69,7 +69,7 @@ void check_partners() {
   Packing packing;
   packing.saturates = true;
   const SparseInt8Storage s = pack_sparse_int8(w.data(), 1, static_cast<int>(w.size()), packing);
-  CHECK(s.pairs[0] == 2, "%d couples of 4 blocks", s.pairs[0]);
+  CHECK(s.row_blocks[0].couples == 2, "%d couples of 4 blocks", s.row_blocks[0].couples);
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 // `b`, so that no shuffle and no horizontal sum occurs.
 //   scores [keys][queries]     a = k [d][keys],    b = q [d][queries]
 //   y      [d][queries]        a = v [keys][d],    b = p [keys][queries]
+// Floats of keys and values are multiplied where they lie, in runs that end with a panel; as 16-bit integers they are
+// brought into place, and so are floats that lie at odd places.
 // A tile of kTile x 2 vectors keeps the multiply pipes busy (2 loads and kTile broadcasts for
 // 2 kTile multiplications) and fits the registers. Queries go in blocks of 2 kLanes; their scores
 // over all keys stay in the first- or second-level cache.
@@ -30,11 +32,17 @@ struct Rows {
     left = right = zero_like(Element());
     rest.clear();
   }
+  // Elements of `a` that go to one row and to the next lie `Step` apart.
+  template <int Step>
   OBERT_INLINE void add(const Element* a, Vector b0, Vector b1) {
     const Vector w = set(*a);
     left = multiply_add(left, w, b0);
     right = multiply_add(right, w, b1);
-    rest.add(a + 1, b0, b1);
+    rest.template add<Step>(a + Step, b0, b1);
+  }
+  template <int Step>
+  OBERT_INLINE void add_all(const Element* a, size_t a_stride, const Element* b, size_t b_stride, int depth) {
+    for (int i = 0; i < depth; ++i, a += a_stride, b += b_stride) add<Step>(a, load(b), load(b + kLanes));
   }
   template <class Put>
   OBERT_INLINE void for_each(int m, const Put& put) const {
@@ -48,6 +56,7 @@ template <class Element>
 struct Rows<Element, 0> {
   using Vector = decltype(zero_like(Element()));
   OBERT_INLINE void clear() {}
+  template <int Step>
   OBERT_INLINE void add(const Element*, Vector, Vector) {}
   template <class Put>
   OBERT_INLINE void for_each(int, const Put&) const {}
@@ -55,12 +64,14 @@ struct Rows<Element, 0> {
 
 template <class Element, int M>
 struct Tile {
+  static constexpr int kRows = M;
+
   // Calls put(m, i, sum) with vector i of row m of the product.
   template <class Put>
   static void multiply(const Element* a, size_t a_stride, const Element* b, size_t b_stride, int depth, const Put& put) {
     Rows<Element, M> rows;
     rows.clear();
-    for (int i = 0; i < depth; ++i, a += a_stride, b += b_stride) rows.add(a, load(b), load(b + kLanes));
+    rows.template add_all<1>(a, a_stride, b, b_stride, depth);
     rows.for_each(0, put);
   }
 };
@@ -126,7 +137,7 @@ class VectorProducts {
 
   VectorProducts(const Attention& a, const Numbers& n)
       : scale(a.scale / n.q / n.k), a_(a), n_(n), s_(a.length, a.head_dim),
-        keys_(padded_to(a.length, kTileStep)), features_(padded_to(a.head_dim, kTileStep)) {
+        keys_(padded_to(a.length, kTileStep)), features_(padded_to(a.head_dim, kTileStep)), in_place_(in_place(n, a)) {
     Element* memory = static_cast<Element*>(a.scratch);
     k_ = memory + s_.k, v_ = memory + s_.v, q_ = memory + s_.q;
     float* floats = static_cast<float*>(a.scratch);
@@ -136,6 +147,10 @@ class VectorProducts {
   void put_keys_and_values() {
     prefetch_tokens(a_.v, a_.v_width, a_.v_column, a_.head_dim, a_.first, kGroup);
     prefetch_block(a_.query_begin);
+    if (in_place_) {
+      prefetch_tokens(a_.k, a_.k_width, a_.k_column, a_.head_dim, a_.first, run_from(0));
+      return;
+    }
     put_features(n_, a_.k, a_.k_width, a_.k_column, a_.head_dim, a_.first, a_.length, keys_, n_.k, k_, s_.k_stride);
     transpose_values(a_, n_, s_.v_stride, v_);
   }
@@ -150,11 +165,15 @@ class VectorProducts {
   // Raises `top` to the largest of what put(key, i, product), the score of a vector of queries, gives.
   template <class Put>
   OBERT_INLINE void multiply_keys(F32 (&top)[2], const Put& put) {
-    for_tiles<Element>(keys_, [&](auto tile, int begin) {
-      tile.multiply(k_ + begin, s_.k_stride, block_.at, block_.stride, (a_.head_dim + kPer - 1) / kPer, [&](int m, int i, auto sum) {
-        if (begin + m < a_.length) top[i] = max(top[i], put(begin + m, i, as_floats(sum)));
+    for (int first = 0, count; first < a_.length; first += count) {
+      count = run_from(first);
+      const auto [k, stride] = keys_from(n_, first);
+      for_tiles<Element>(padded_to(count, kTileStep), [&, k = k, stride = stride](auto tile, int begin) {
+        tile.multiply(k + begin, stride, block_.at, block_.stride, (a_.head_dim + kPer - 1) / kPer, [&](int m, int i, auto sum) {
+          if (begin + m < count) top[i] = max(top[i], put(first + begin + m, i, as_floats(sum)));
+        });
       });
-    });
+    }
   }
   OBERT_INLINE void weigh(const F32 (&top)[2], F32 (&total)[2], bool) { exponentials(scores, a_.length, top, total); }
   // Makes weights of vector i of e^(s - top) and gives the factor that makes averages of their sums.
@@ -162,7 +181,11 @@ class VectorProducts {
   OBERT_INLINE void average_values(const F32 (&share)[2]) {
     const Element* weights = static_cast<const Element*>(static_cast<const void*>(scores));
     for_tiles<Element>(features_, [&](auto tile, int begin) {
-      tile.multiply(v_ + begin, s_.v_stride, weights, kQueries, (a_.length + kPer - 1) / kPer, [&](int m, int i, auto sum) {
+      Rows<Element, decltype(tile)::kRows> rows;
+      rows.clear();
+      if (!add_in_place(rows, weights, begin))
+        rows.template add_all<1>(v_ + begin, s_.v_stride, weights, kQueries, (a_.length + kPer - 1) / kPer);
+      rows.for_each(0, [&](int m, int i, auto sum) {
         store(y + (begin + m) * kQueries + i * kLanes, mul(as_floats(sum), share[i]));
       });
     });
@@ -187,10 +210,40 @@ class VectorProducts {
   }
   Block in_place(const Fixed&, size_t, int) const { return {}; }
 
+  // Whether keys and values are multiplied where they lie: no tile reaches over the end of a panel, or of a head.
+  static bool in_place(const Floats&, const Attention& a) {
+    return a.first % kTileStep == 0 && a.head_dim % kTileStep == 0;
+  }
+  static bool in_place(const Fixed&, const Attention&) { return false; }
+  // How many keys from `first` on lie side by side.
+  int run_from(int first) const {
+    if (!in_place_) return a_.length;
+    return least(a_.length - first, kPanel - static_cast<int>((a_.first + static_cast<size_t>(first)) % kPanel));
+  }
+  Block keys_from(const Floats&, int first) const {
+    if (!in_place_) return {k_, s_.k_stride};
+    return {a_.k + panel_offset(a_.first + static_cast<size_t>(first), a_.k_width, a_.k_column), kPanel};
+  }
+  Block keys_from(const Fixed&, int) const { return {k_, s_.k_stride}; }
+  template <int M>
+  OBERT_INLINE bool add_in_place(Rows<float, M>& rows, const float* weights, int feature) const {
+    for (int first = 0, count; in_place_ && first < a_.length; first += count) {
+      count = run_from(first);
+      const float* v = a_.v + panel_offset(a_.first + static_cast<size_t>(first), a_.v_width, a_.v_column + feature);
+      rows.template add_all<kPanel>(v, 1, weights + static_cast<size_t>(first) * kQueries, kQueries, count);
+    }
+    return in_place_;
+  }
+  template <int M>
+  bool add_in_place(const Rows<int32_t, M>&, const int32_t*, int) const {
+    return false;
+  }
+
   const Attention& a_;
   const Numbers n_;
   const AttentionScratch s_;
   const int keys_, features_;
+  const bool in_place_;
   Element *k_, *v_, *q_;
   Block block_;
 };

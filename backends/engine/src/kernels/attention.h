@@ -198,7 +198,7 @@ class VectorProducts {
   OBERT_INLINE void prefetch_block(int query) const {
     prefetch_tokens(a_.q, a_.q_width, a_.q_column, a_.head_dim, a_.first_query + static_cast<size_t>(query), kQueries);
   }
-  // Features of a block of queries, kQueries of each.
+  // Features of a block of queries, kQueries of each, or of keys that lie side by side.
   struct Block {
     const Element* at = nullptr;
     size_t stride = 0;

@@ -73,7 +73,7 @@ struct Packing {
   int sparse_chunk = 96;              // where few are
   int float_chunk = 96;               // inputs of a chunk of float32, at most
   double sparse_below = .4;           // few: a smaller share of the weights than this
-  bool saturates = false;             // pairs of a block keep the rule above, and couples are formed
+  bool saturates = false;             // pairs of a block keep the rule above, and couples are formed; wants `fill` too
   bool tiles = false;                 // instead of all this, where they pay
   bool whole = false;                 // rows that keep most blocks of a chunk are stored with all of them
   int fill = 0;                       // rows are ordered, and blocks of zeros fill them up to a multiple of this; 0: neither

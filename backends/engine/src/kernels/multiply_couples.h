@@ -8,6 +8,8 @@
 namespace obert {
 namespace {
 
+static_assert(kPacking.saturates && kPacking.fill, "rows come in couples and in order");
+
 // Holds the place of an instruction among others so held: compilers sort them by the processor they have in mind.
 OBERT_INLINE void in_turn(I32& v) { __asm__ volatile("" : "+x"(v)); }
 

@@ -30,7 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from avx2_only import environment
-from models import compiled_model, every_token_model, float_model, unpacked_model
+from models import (
+    compiled_model,
+    every_token_model,
+    float_model,
+    others_model,
+    unpacked_model,
+)
 
 from obert_compiler.runtime import cpu_name
 
@@ -50,6 +56,7 @@ class Row:
         tokens: tokens in a sequence.
         isa: the instruction set that our engine is held to; empty for its own choice, and then
             the other engines are measured too.
+        others: whether the quantiser of ONNX Runtime made the file, not this compiler.
     """
 
     layers: int
@@ -57,19 +64,22 @@ class Row:
     batch: int = 1
     tokens: int = 128
     isa: str = ""
+    others: bool = False
 
     @property
     def name(self) -> str:
         """What ``--rows`` calls it."""
         shape = "" if (self.batch, self.tokens) == (1, 128) else f"-{self.batch}x{self.tokens}"
-        return f"{self.layers}-{self.sparsity}{shape}" + (f"-{self.isa}" if self.isa else "")
+        by = "-others" if self.others else ""
+        return f"{self.layers}-{self.sparsity}{by}{shape}" + (f"-{self.isa}" if self.isa else "")
 
     @property
     def words(self) -> str:
         """The first cell."""
         zeros = f"{self.sparsity}% zeros" if self.sparsity else "dense"
         isa = f", `OBERT_FORCE_ISA={self.isa}`" if self.isa else ""
-        return f"{self.layers} layers, {zeros}, {self.batch} x {self.tokens}{isa}"
+        by = ", quantised by ONNX Runtime" if self.others else ""
+        return f"{self.layers} layers, {zeros}, {self.batch} x {self.tokens}{by}{isa}"
 
 
 ROWS = (
@@ -81,6 +91,7 @@ ROWS = (
     Row(12, 0),
     Row(12, 80, 32),
     Row(12, 90, 1, 384),
+    Row(12, 80, others=True),
     Row(12, 80, isa="avx2"),
     Row(12, 90, isa="avx2"),
     Row(12, 80, isa="avx512vnni"),
@@ -139,18 +150,20 @@ def measure_rows(options: argparse.Namespace) -> None:
 
 def engines(row: Row, models: Path, openvino_too: bool) -> dict[str, dict[str, str]]:
     """What to open for ``row``, by name."""
-    packed = str(compiled_model(models, row.layers, row.sparsity))
+    made = others_model if row.others else compiled_model
+    packed = str(made(models, row.layers, row.sparsity))
     dense = str(float_model(models))
     chosen = {
         "float": {"engine": "cpu", "model": dense},
         "ours": {"engine": "obert", "model": packed},
     }
-    every_token = every_token_model(models, row.layers, row.sparsity)
-    chosen["ours-every-token"] = {"engine": "obert", "model": str(every_token)}
+    if not row.others:
+        every_token = every_token_model(models, row.layers, row.sparsity)
+        chosen["ours-every-token"] = {"engine": "obert", "model": str(every_token)}
     if not row.isa:
         chosen["ort-int8"] = {"engine": "cpu", "model": packed}
     if not row.isa and openvino_too:
-        unpacked = str(unpacked_model(models, row.layers, row.sparsity))
+        unpacked = packed if row.others else str(unpacked_model(models, row.layers, row.sparsity))
         openvino = {"engine": "openvino", "model": dense}
         chosen["openvino-bf16"] = openvino | {"precision": "bf16"}
         chosen["openvino-float"] = openvino | {"precision": "f32"}

@@ -32,6 +32,47 @@ def compiled_model(folder: Path, layers: int, sparsity: int) -> Path:
     return _compiled(folder, f"{layers}-{sparsity}", passes)
 
 
+def others_model(folder: Path, layers: int, sparsity: int) -> Path:
+    """The pruned float32 model, quantised by ONNX Runtime: every MatMul, those of attention too.
+
+    Weights have a scale for each output and use all 8 bits.
+    """
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    class Examples(CalibrationDataReader):  # type: ignore[misc] # onnxruntime has no types
+        def __init__(self, examples: dict[str, np.ndarray]) -> None:
+            starts = range(0, _EXAMPLES, 4)
+            self._feeds = iter([{n: a[i : i + 4] for n, a in examples.items()} for i in starts])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._feeds, None)
+
+    passes = [f"prune:method=magnitude:sparsity={sparsity / 100}:block=4"]
+    if layers != _LAYERS:
+        passes.insert(0, f"drop-layers:keep={layers}")
+    source = _compiled(folder, f"{layers}-{sparsity}-float", passes)
+    target = source.with_name("quantised.onnx")
+    if not target.exists():
+        unfinished = target.with_suffix(".new")
+        quantize_static(
+            source,
+            unfinished,
+            Examples(dict(np.load(example_data(folder)))),
+            QuantFormat.QDQ,
+            per_channel=True,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        unfinished.rename(target)
+    return target
+
+
 def every_token_model(folder: Path, layers: int, sparsity: int) -> Path:
     """The same without its head: it hands out the hidden states of every token.
 

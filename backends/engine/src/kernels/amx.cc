@@ -21,7 +21,7 @@ void multiply_int8_or_tiles(const SparseInt8& w, const uint8_t* x, int groups, i
 }
 
 void attention_or_tiles(const Attention& a) {
-  if (!are_few(a) && tiles_pay_for(a) && tiles_suit(a)) attention_on_tiles(a);
+  if (!are_few(a) && tiles_pay_for(a)) attention_where_tiles_suit(a);
   else attention(a);
 }
 

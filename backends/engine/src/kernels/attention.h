@@ -10,8 +10,9 @@
 // 2 kTile multiplications) and fits the registers. Queries go in blocks of 2 kLanes; their scores
 // over all keys stay in the first- or second-level cache.
 //
-// Where only quantised results are asked for and `integers` allows it, both products run on 16-bit integers (see
-// attention_numbers.h for the error); inputs that do not suit them, NaN among them, take floats.
+// Where queries, keys, values and probabilities are rounded to codes, both products run on 16-bit integers, exactly; where
+// only quantised results are asked for and `integers` allows it, too (see attention_numbers.h for the error), unless
+// inputs do not suit them, NaN among them.
 #pragma once
 #include "attention_layout.h"
 #include "attention_numbers.h"
@@ -132,6 +133,7 @@ template <class Numbers>
 class VectorProducts {
  public:
   static constexpr bool kSumsKeepNan = Numbers::kPerElement == 1;
+  static constexpr bool kRoundsWeights = Numbers::kCodes;
   float *scores, *mask, *y;
   float scale;  // from a product to a score
 
@@ -250,9 +252,13 @@ class VectorProducts {
 
 void attention(const Attention& a) {
   if (are_few(a)) return attend_few(a);
-  Fixed fixed;
-  if (choose_fixed(a, fixed)) attend(a, VectorProducts<Fixed>(a, fixed));
-  else attend(a, VectorProducts<Floats>(a, Floats()));
+  if constexpr (kHasDot2) {
+    Codes codes;
+    if (choose_codes(a, codes)) return attend(a, VectorProducts<Codes>(a, codes));
+    Fixed fixed;
+    if (choose_fixed(a, fixed)) return attend(a, VectorProducts<Fixed>(a, fixed));
+  }
+  attend(a, VectorProducts<Floats>(a, Floats()));
 }
 
 size_t attention_scratch(int length, int head_dim) {

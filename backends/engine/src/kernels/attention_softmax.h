@@ -84,7 +84,8 @@ __attribute__((noinline)) void attend(const Attention& a, Products products) {
     if (round_scores)
       for (int i = 0; i < 2; ++i) top[i] = round_scores_of(a, scores + i * kLanes, each ? mask + i * kLanes : nullptr);
 
-    const bool round_weights_too = a.probabilities.scale != 0.f || (a.nan_to_zero && Products::kSumsKeepNan);
+    const bool round_weights_too =
+        !Products::kRoundsWeights && (a.probabilities.scale != 0.f || (a.nan_to_zero && Products::kSumsKeepNan));
     F32 total[2] = {set(0.f), set(0.f)};
     products.weigh(top, total, round_weights_too);
 

@@ -10,6 +10,9 @@
 // The second operand holds its depth two to a dword: queries, and weights in place of their scores. The
 // dwords of values join key j of 32 with key j + 16, as panels lie, without a shuffle; only keys are transposed.
 //
+// Whole numbers that 8-bit codes stand for are bfloat16 themselves: high parts alone, a third of the multiplications, and
+// sums that are exact up to 2^24.
+//
 // Sums of 2 x 2 tiles, where every tile that is loaded serves two multiplications: 8 loads of 8 cycles beside
 // 12 multiplications of 16. A head of 128 tokens x 64 is bound by its exponentials, see README.md.
 //
@@ -40,6 +43,39 @@ struct SplitPair {
   }
 };
 
+// Whole numbers of at most 8 bits and a sign, which are their own high parts.
+struct WholePair {
+  I32 high;
+  OBERT_INLINE WholePair(F32 first, F32 second)
+      : high(bit_or(shift_right<16>(as_int(first)), bit_and(as_int(second), set(static_cast<int32_t>(0xffff0000u))))) {}
+};
+
+// How floats become what tiles multiply: `query`, `key` and `value` give the number, `weight` that of e^(s - top).
+struct InPairs {
+  static constexpr bool kLow = true;
+  using Pair = SplitPair;
+  OBERT_INLINE F32 query(F32 x) const { return x; }
+  OBERT_INLINE F32 key(F32 x) const { return x; }
+  OBERT_INLINE F32 value(F32 x) const { return x; }
+  OBERT_INLINE F32 weight(F32 e, F32) const { return e; }
+  OBERT_INLINE F32 weight_factor(F32) const { return set(1.f); }
+  OBERT_INLINE F32 share(F32 total) const { return div(set(1.f), total); }
+  float scale() const { return 1.f; }
+};
+
+struct InCodes {
+  static constexpr bool kLow = false;
+  using Pair = WholePair;
+  Codes n;
+  OBERT_INLINE F32 query(F32 x) const { return to_float(round(mul(x, set(n.q)))); }
+  OBERT_INLINE F32 key(F32 x) const { return to_float(round(mul(x, set(n.k)))); }
+  OBERT_INLINE F32 value(F32 x) const { return to_float(round(mul(x, set(n.v)))); }
+  OBERT_INLINE F32 weight(F32 e, F32 factor) const { return to_float(code_of_weight(n, e, factor)); }
+  OBERT_INLINE F32 weight_factor(F32 total) const { return div(set(n.p), total); }
+  OBERT_INLINE F32 share(F32) const { return set(1.f / (n.p * n.v)); }
+  float scale() const { return 1.f / n.q / n.k; }
+};
+
 struct TileScratch {
   int keys, features;
   size_t k, v, q, scores, mask, y, edge, floats;
@@ -62,7 +98,9 @@ struct TileScratch {
 };
 
 // [32][kQueries] of sums of `depth` / 32 pairs of tiles: rows 0 .. 15 of `a` and rows 16 .. 31, at `next`,
-// with `b` [depth][kQueries]. The four sums take turns, so that none waits for itself.
+// with `b` [depth][kQueries]. The four sums take turns, so that none waits for itself. Without `Low`, low parts are zero
+// and not there.
+template <bool Low>
 inline void multiply_pairs(const int32_t* a, const int32_t* next, const int32_t* b, int depth, float* sums) {
   constexpr size_t kRow = kQueries * sizeof(float), kLow = kTileDwords, kLowRows = kTileRows * kQueries;
   tile_zero<0>();
@@ -70,14 +108,15 @@ inline void multiply_pairs(const int32_t* a, const int32_t* next, const int32_t*
   tile_zero<2>();
   tile_zero<3>();
   for (int d = 0; d < depth; d += kDepth, a += kPairTile, next += kPairTile, b += 2 * kLowRows) {
-    tile_load<4>(a + kLow, kTileRowBytes);
+    tile_load<4>(Low ? a + kLow : a, kTileRowBytes);
     tile_load<6>(b, kRow);
     tile_dot_bf16<0, 4, 6>();
     tile_load<7>(b + kLanes, kRow);
     tile_dot_bf16<1, 4, 7>();
-    tile_load<5>(next + kLow, kTileRowBytes);
+    tile_load<5>(Low ? next + kLow : next, kTileRowBytes);
     tile_dot_bf16<2, 5, 6>();
     tile_dot_bf16<3, 5, 7>();
+    if constexpr (!Low) continue;
     tile_load<4>(a, kTileRowBytes);
     tile_dot_bf16<0, 4, 6>();
     tile_dot_bf16<1, 4, 7>();
@@ -97,13 +136,14 @@ inline void multiply_pairs(const int32_t* a, const int32_t* next, const int32_t*
   tile_store<3>(sums + kLowRows + kLanes, kRow);
 }
 
+template <class Numbers>
 class TileProducts {
  public:
-  static constexpr bool kSumsKeepNan = true;
+  static constexpr bool kSumsKeepNan = Numbers::kLow, kRoundsWeights = !Numbers::kLow;
   float *scores, *mask, *y;
   float scale;
 
-  explicit TileProducts(const Attention& a) : scale(a.scale), a_(a), s_(a.length, a.head_dim) {
+  TileProducts(const Attention& a, const Numbers& n) : scale(a.scale * n.scale()), a_(a), n_(n), s_(a.length, a.head_dim) {
     float* floats = static_cast<float*>(a.scratch);
     int32_t* dwords = static_cast<int32_t*>(a.scratch);
     k_ = dwords + s_.k, v_ = dwords + s_.v, q_ = dwords + s_.q, edge_ = floats + s_.edge;
@@ -122,9 +162,9 @@ class TileProducts {
                               a_.first_query + static_cast<size_t>(query + half), count - half, edge_);
         int32_t* to = q_ + static_cast<size_t>(d) * kQueries + half;
         for (int j = 0; j < kTileRows; ++j, to += kQueries) {
-          const SplitPair pair(row(2 * j), row(2 * j + 1));
+          const Pair pair(n_.query(row(2 * j)), n_.query(row(2 * j + 1)));
           store(to, pair.high);
-          store(to + kTileRows * kQueries, pair.low);
+          if constexpr (Numbers::kLow) store(to + kTileRows * kQueries, pair.low);
         }
       }
   }
@@ -144,7 +184,7 @@ class TileProducts {
     const size_t strip = kPairTile * static_cast<size_t>(s_.features / kDepth);
     for (int key = 0; key < s_.keys; key += kDepth) {
       const int32_t* a = k_ + static_cast<size_t>(key / kTileRows) * strip;
-      multiply_pairs(a, a + strip, q_, s_.features, scores + static_cast<size_t>(key) * kQueries);
+      multiply_pairs<Numbers::kLow>(a, a + strip, q_, s_.features, scores + static_cast<size_t>(key) * kQueries);
       // While the multiplier is busy with these keys, those before them, whose stores are done.
       if (key > 0) put_sums(key - kDepth);
     }
@@ -153,8 +193,8 @@ class TileProducts {
 
   // Unless something is done to weights before they are used, they are split at once.
   OBERT_INLINE void weigh(const F32 (&top)[2], F32 (&total)[2], bool change) {
-    split_ = !change;
-    if (change) return exponentials(scores, a_.length, top, total);
+    split_ = !change && !kRoundsWeights;
+    if (!split_) return exponentials(scores, a_.length, top, total);
     const int whole = a_.length / kDepth * kDepth;
     for (int key = 0; key < whole; key += kDepth)
       for (int j = key; j < key + kTileRows; ++j)
@@ -173,7 +213,10 @@ class TileProducts {
       }
   }
 
-  F32 finish(int, F32 total) { return div(set(1.f), total); }
+  F32 finish(int i, F32 total) {
+    (i ? right_ : left_) = n_.weight_factor(total);
+    return n_.share(total);
+  }
 
   OBERT_INLINE void average_values(const F32 (&share)[2]) {
     if (!split_) split_weights();
@@ -181,7 +224,7 @@ class TileProducts {
     const size_t strip = kPairTile * static_cast<size_t>(s_.keys / kDepth);
     for (int d = 0; d < s_.features; d += kDepth) {
       const int32_t* a = v_ + static_cast<size_t>(d / kTileRows) * strip;
-      multiply_pairs(a, a + strip, weights, s_.keys, y + static_cast<size_t>(d) * kQueries);
+      multiply_pairs<Numbers::kLow>(a, a + strip, weights, s_.keys, y + static_cast<size_t>(d) * kQueries);
     }
     for (int d = 0; d < a_.head_dim; ++d)
       for (int i = 0; i < 2; ++i) {
@@ -191,6 +234,8 @@ class TileProducts {
   }
 
  private:
+  using Pair = typename Numbers::Pair;
+
   // [keys / 16][features / 32] pairs of tiles.
   void put_keys() {
     int32_t* to = k_;
@@ -200,14 +245,15 @@ class TileProducts {
                               a_.first + static_cast<size_t>(key), a_.length - key, edge_);
         I32 high[kLanes], low[kLanes];
         for (int j = 0; j < kLanes; ++j) {
-          const SplitPair pair(row(2 * j), row(2 * j + 1));
-          high[j] = pair.high, low[j] = pair.low;
+          const Pair pair(n_.key(row(2 * j)), n_.key(row(2 * j + 1)));
+          high[j] = pair.high;
+          if constexpr (Numbers::kLow) low[j] = pair.low;
         }
         transpose(high);
-        transpose(low);
-        for (int r = 0; r < kLanes; ++r) {
-          store(to + r * kLanes, high[r]);
-          store(to + kTileDwords + r * kLanes, low[r]);
+        for (int r = 0; r < kLanes; ++r) store(to + r * kLanes, high[r]);
+        if constexpr (Numbers::kLow) {
+          transpose(low);
+          for (int r = 0; r < kLanes; ++r) store(to + kTileDwords + r * kLanes, low[r]);
         }
       }
   }
@@ -223,9 +269,9 @@ class TileProducts {
         };
         const FeatureRows left = rows(key, edge_), right = rows(key + kLanes, edge_ + kTileRows * kLanes);
         for (int r = 0; r < kTileRows; ++r) {
-          const SplitPair pair(left(r), right(r));
+          const Pair pair(n_.value(left(r)), n_.value(right(r)));
           store(to + r * kLanes, pair.high);
-          store(to + kTileDwords + r * kLanes, pair.low);
+          if constexpr (Numbers::kLow) store(to + kTileDwords + r * kLanes, pair.low);
         }
       }
   }
@@ -236,24 +282,27 @@ class TileProducts {
       for (int j = 0; j < kTileRows; ++j)
         for (int i = 0; i < 2; ++i) {
           const float* at = scores + static_cast<size_t>(key + j) * kQueries + i * kLanes;
-          put_split(key + j, i, key + j < a_.length ? load(at) : set(0.f),
-                    key + j + kTileRows < a_.length ? load(at + kTileRows * kQueries) : set(0.f));
+          const F32 factor = i ? right_ : left_;
+          put_split(key + j, i, key + j < a_.length ? n_.weight(load(at), factor) : set(0.f),
+                    key + j + kTileRows < a_.length ? n_.weight(load(at + kTileRows * kQueries), factor) : set(0.f));
         }
   }
 
   // The weights of keys j and j + 16, vector i of the queries.
   OBERT_INLINE void put_split(int j, int i, F32 first, F32 second) {
-    const SplitPair pair(first, second);
+    const Pair pair(first, second);
     float* at = scores + static_cast<size_t>(j) * kQueries + i * kLanes;
     store(at, as_float(pair.high));
-    store(at + kTileRows * kQueries, as_float(pair.low));
+    if constexpr (Numbers::kLow) store(at + kTileRows * kQueries, as_float(pair.low));
   }
 
   const Attention& a_;
+  const Numbers n_;
   const TileScratch s_;
   int32_t *k_, *v_, *q_;
   float* edge_;
   bool split_ = false;
+  F32 left_ = set(0.f), right_ = set(0.f);   // what makes numbers of weights, for each vector of queries
 };
 
 // Whether a head is large enough. Beside softmax, floats take about length^2 head_dim / 8 cycles. Tiles take
@@ -268,11 +317,20 @@ inline bool tiles_pay_for(const Attention& a) {
 // scores small enough that 2^-15 of them is little.
 inline bool tiles_suit(const Attention& a) { return Extents(a).within(a.scale, kTileSquares, kTileScores); }
 
-void attention_on_tiles(const Attention& a) {
+template <class Numbers>
+void attention_on_tiles(const Attention& a, const Numbers& n) {
   // The registers are this thread's only inside this call.
   tile_configure(kFullTiles);
-  attend(a, TileProducts(a));
+  attend(a, TileProducts<Numbers>(a, n));
   tile_release();
+}
+
+// On tiles where they suit, whatever a head's size.
+void attention_where_tiles_suit(const Attention& a) {
+  InCodes in_codes;
+  if (choose_codes(a, in_codes.n)) attention_on_tiles(a, in_codes);
+  else if (tiles_suit(a)) attention_on_tiles(a, InPairs());
+  else attention(a);
 }
 
 size_t attention_scratch_of_tiles(int length, int head_dim) {

@@ -28,9 +28,9 @@ inline I32 widen(I32 sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)
 // Two s16 x s16 products a lane.
 constexpr bool kHasDot2 = true;
 OBERT_INLINE I32 dot2(I32 sum, I32 a, I32 b) {
-  sum = add(sum, _mm256_madd_epi16(a, b));
-  // GCC 12 keeps a second copy of every accumulator, as another vector type, without this.
-  __asm__("" : "+x"(sum));
+  const I32 p = _mm256_madd_epi16(a, b);
+  // From the intrinsic GCC 12 makes a sum of another vector type, and a copy of each in every turn of a loop.
+  __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(p));
   return sum;
 }
 

@@ -61,27 +61,29 @@ template <class T, Activation A, bool Rounded>
 void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
   const int tokens = groups * kGroup;
   const Quantizer quantize(e.inverse_scale, e.zero_point);
-  const Rounder rounding(e.rounding), out_rounding(e.out_rounding);
+  const Rounder rounding(e.rounding), shift_rounding(e.shift_rounding), out_rounding(e.out_rounding);
   // Copies: a store of vectors may alias `e`, which would be read again for each.
   const float *const residual = e.residual, *const factor = e.factor;
   float* const out = e.out;
-  const bool rounds = e.rounding.scale != 0.f, out_rounds = e.out_rounding.scale != 0.f;
+  const bool rounds = e.rounding.scale != 0.f, shift_rounds = e.shift_rounding.scale != 0.f, out_rounds = e.out_rounding.scale != 0.f;
   for (int r = row_begin; r < row_end; r += kBlock) {
     const int count = row_end - r < kBlock ? row_end - r : kBlock;
-    F32 scale[kBlock], bias[kBlock];   // without `= {}`, for which GCC 12 calls on `rep stos`, 30 cycles each
+    F32 scale[kBlock], bias[kBlock], shift[kBlock];   // without `= {}`, for which GCC 12 calls on `rep stos`, 30 cycles each
     for (int i = 0; i < kBlock; ++i) {
       scale[i] = set(e.scale && i < count ? e.scale[r + i] : 1.f);
       bias[i] = set(e.bias && i < count ? e.bias[r + i] : 0.f);
+      if constexpr (Rounded) shift[i] = set(e.shift && i < count ? e.shift[r + i] : 0.f);
     }
     const auto before = [&](int i, int t) {
       F32 y = fma(accumulated(acc + static_cast<size_t>(r - row_begin + i) * kPanel + t), scale[i], bias[i]);
       if constexpr (Rounded) {
         if (rounds) y = rounding(y);
-        if (e.shift) y = add(y, set(e.shift[r + i]));
+        y = add(y, shift[i]);
+        if (shift_rounds) y = shift_rounding(y);
       }
       return y;
     };
-    // `alone`: neither residual nor factor, and no floats to leave.
+    // `alone`: neither residual nor factor, nothing to round and no floats to leave.
     const auto after = [&](F32 y, int i, int t, auto alone) {
       if constexpr (decltype(alone)::kValue) return y;
       const size_t at = static_cast<size_t>(r + i) * kPanel + t;
@@ -111,7 +113,7 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
     };
     if (count == kBlock) {
       // What most are: a dozen branches less, which cost as much as all the rest.
-      if (!Rounded && !residual && !factor && !out) four_rows(Choice<true>());
+      if (!out_rounds && !residual && !factor && !out) four_rows(Choice<true>());
       else four_rows(Choice<false>());
     } else {
       for (int t = 0; t < tokens; t += kLanes) {
@@ -125,7 +127,7 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
 
 template <class T, Activation A>
 void finish_with(const Epilogue& e, const T* acc, int groups, int row_begin, int row_end) {
-  if (e.rounding.scale != 0.f || e.shift || e.out_rounding.scale != 0.f)
+  if (e.rounding.scale != 0.f || e.shift || e.shift_rounding.scale != 0.f || e.out_rounding.scale != 0.f)
     finish_rows<T, A, true>(e, acc, groups, row_begin, row_end);
   else finish_rows<T, A, false>(e, acc, groups, row_begin, row_end);
 }

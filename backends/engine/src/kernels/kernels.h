@@ -101,13 +101,14 @@ struct Rounding {
 };
 
 // What becomes of an accumulated row:
-//   y = out_rounding(act(rounding(acc * scale[row] + bias[row]) + shift[row]) (+ residual) (* factor)),
+//   y = out_rounding(act(shift_rounding(rounding(acc * scale[row] + bias[row]) + shift[row])) (+ residual) (* factor)),
 // stored as float and/or as uint8 = clamp(round_half_even(y * inverse_scale) + zero_point, 0, 255).
 struct Epilogue {
   const float* scale = nullptr;       // [rows], null: 1 (float accumulators)
   const float* bias = nullptr;        // [rows], null: 0
   Rounding rounding;
   const float* shift = nullptr;       // [rows], null: 0
+  Rounding shift_rounding;
   Activation activation = Activation::kNone;
   const float* residual = nullptr;    // panel [rows][kPanel] or null, added after the activation
   const float* factor = nullptr;      // panel [rows][kPanel] or null, multiplied after the activation (gates)
@@ -133,6 +134,7 @@ struct LayerNorm {
   uint8_t* quantized = nullptr;       // panel or null
   float inverse_scale = 1.f;
   int zero_point = 0;
+  float out_scale = 0.f;              // above 0: `out` is what `quantized` stands for, (code - zero_point) * out_scale
 };
 
 // Rotary position embedding of every head of some features of a panel (Su et al. 2021, RoFormer, equation 34, with the
@@ -155,9 +157,10 @@ struct Rotary {
 // are panels, float but for `quantized`, that lie `width` features apart; the head is features column ..
 // column + head_dim of each.
 //
-// With `out`, products are float32. With `quantized` alone they may run on 16-bit integers, with an
-// error far below a step of 8 bits (attention_numbers.h bounds it); NaN and infinities give what
-// they give in floats.
+// Where queries, keys and values are what their roundings made of floats, and probabilities are rounded too, products
+// may be sums of whole numbers, exact where floats are not. Otherwise, with `out`, products are float32. With
+// `quantized` alone they may run on 16-bit integers, with an error far below a step of 8 bits (attention_numbers.h
+// bounds it); NaN and infinities give what they give in floats.
 struct Attention {
   int head_dim = 0;
   int length = 0;                     // keys: tokens of the sequence
@@ -169,6 +172,7 @@ struct Attention {
   int q_column = 0, k_column = 0, v_column = 0;
   float scale = 1.f;
   const float* mask = nullptr;        // added to the scores, or null
+  Rounding of_q, of_k, of_v;          // what q, k and v were rounded by; scale 0: by nothing that is known
   Rounding scores, probabilities;
   bool nan_to_zero = false;           // p is 0 where softmax gives NaN
   // Without a float output, multiply 16-bit integers where they suit: twice the rate, and an error

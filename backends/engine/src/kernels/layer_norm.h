@@ -46,9 +46,10 @@ void layer_norm_vectors(const LayerNorm n) {
     for (int v = 0; v < V; ++v) inverse[v] = div(set(1.f), sqrt(fma(sum[v], share, set(n.epsilon))));
   }
   const Quantizer quantize(n.inverse_scale, n.zero_point);
+  const F32 out_scale = set(n.out_scale);
   // `usual`: four features, beta, both results.
-  const auto write_block = [&](int f, int count, auto usual) {
-    constexpr bool all = decltype(usual)::kValue;
+  const auto write_block = [&](int f, int count, auto usual, auto rounded) {
+    constexpr bool all = decltype(usual)::kValue, round_out = decltype(rounded)::kValue;
     for (int v = 0; v < V; ++v) {
       I32 q[kBlock];
       for (int i = 0; i < kBlock; ++i) {
@@ -56,7 +57,13 @@ void layer_norm_vectors(const LayerNorm n) {
         if (!all && i >= count) continue;
         const F32 scale = mul(inverse[v], set(n.gamma[f + i]));
         const F32 y = fma(sub(value(f + i, v), mean[v]), scale, set(all || n.beta ? n.beta[f + i] : 0.f));
-        if (all || n.out) store(n.out + static_cast<size_t>(f + i) * kPanel + v * kLanes, y);
+        float* out = n.out + static_cast<size_t>(f + i) * kPanel + v * kLanes;
+        if constexpr (round_out) {
+          q[i] = quantize.code(y);
+          store(out, mul(to_float(q[i]), out_scale));
+          continue;
+        }
+        if (all || n.out) store(out, y);
         if (all || n.quantized) q[i] = quantize(y);
       }
       if (!all && !n.quantized) continue;
@@ -65,10 +72,14 @@ void layer_norm_vectors(const LayerNorm n) {
     }
   };
   const bool usual = n.beta && n.out && n.quantized;
-  for (int f = 0; f < n.features; f += kBlock) {
-    if (usual && f + kBlock <= n.features) write_block(f, kBlock, Choice<true>());
-    else write_block(f, n.features - f, Choice<false>());
-  }
+  const auto write = [&](auto rounded) {
+    for (int f = 0; f < n.features; f += kBlock) {
+      if (usual && f + kBlock <= n.features) write_block(f, kBlock, Choice<true>(), rounded);
+      else write_block(f, n.features - f, Choice<false>(), rounded);
+    }
+  };
+  if (n.out_scale > 0.f) write(Choice<true>());
+  else write(Choice<false>());
 }
 
 template <int Groups>

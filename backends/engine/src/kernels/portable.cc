@@ -140,7 +140,7 @@ void finish(const Epilogue& e, const T* acc, int groups, int row_begin, int row_
     for (int t = 0; t < groups * kGroup; ++t) {
       const float x = static_cast<float>(acc[static_cast<size_t>(r - row_begin) * kPanel + t]);
       const float sum = std::fma(x, e.scale ? e.scale[r] : 1.f, e.bias ? e.bias[r] : 0.f);
-      float y = activate(e.activation, rounded(e.rounding, sum) + (e.shift ? e.shift[r] : 0.f));
+      float y = activate(e.activation, rounded(e.shift_rounding, rounded(e.rounding, sum) + (e.shift ? e.shift[r] : 0.f)));
       const size_t at = static_cast<size_t>(r) * kPanel + t;
       if (e.residual) y += e.residual[at];
       if (e.factor) y *= e.factor[at];
@@ -177,6 +177,8 @@ void layer_norm(const LayerNorm& n, int groups) {
           static_cast<float>((value(f) - mean) * inverse * n.gamma[f] + (n.beta ? n.beta[f] : 0.f));
       if (n.out) n.out[static_cast<size_t>(f) * kPanel + t] = y;
       if (n.quantized) n.quantized[byte_at(f, t)] = quantize(y, n.inverse_scale, n.zero_point);
+      if (n.out_scale > 0.f)
+        n.out[static_cast<size_t>(f) * kPanel + t] = static_cast<float>(n.quantized[byte_at(f, t)] - n.zero_point) * n.out_scale;
     }
     for (int f = n.features; n.quantized && f % kBlock; ++f)
       n.quantized[byte_at(f, t)] = static_cast<uint8_t>(n.zero_point);

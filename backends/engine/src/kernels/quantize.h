@@ -19,6 +19,8 @@ struct Quantizer {
     if (!kNanRoundsLow) y = max(y, low);
     return round(y);
   }
+  // The code less the zero point, as a whole number.
+  I32 code(F32 y) const { return round(max(min(high, mul(y, inverse_scale)), low)); }
   // The dwords of four features; 0 stands for the zero point.
   I32 pack(I32 q0, I32 q1, I32 q2, I32 q3) const { return pack_bytes(q0, q1, q2, q3, zero_point); }
 };

@@ -97,9 +97,9 @@ class Fuser {
         next = back;
       } else if (op.kind == OpKind::kShift && open && f.shift < 0 && f.activation == Activation::kNone) {
         f.shift = next;
-      } else if (op.kind == OpKind::kActivate && open && f.activation == Activation::kNone) {
+      } else if (op.kind == OpKind::kActivate && f.activation == Activation::kNone && rounds_before_more(f)) {
         f.activation = op.activation;
-      } else if ((op.kind == OpKind::kAdd || op.kind == OpKind::kMultiply) && open && op.inputs[0] != op.inputs[1]) {
+      } else if ((op.kind == OpKind::kAdd || op.kind == OpKind::kMultiply) && op.inputs[0] != op.inputs[1] && rounds_before_more(f)) {
         int other = op.inputs[0] == f.last ? op.inputs[1] : op.inputs[0];
         (op.kind == OpKind::kAdd ? f.residual : f.factor) = other;
       } else {
@@ -108,6 +108,16 @@ class Fuser {
       taken_[next] = 1;
       f.last = next;
     }
+  }
+
+  // Whether an activation, a sum or a product can follow: what was rounded last must be what was shifted.
+  static bool rounds_before_more(Fused& f) {
+    if (f.residual >= 0 || f.factor >= 0) return false;
+    if (f.out_rounding.scale == 0.f) return true;
+    if (f.activation != Activation::kNone || f.shift_rounding.scale != 0.f) return false;
+    f.shift_rounding = f.out_rounding;
+    f.out_rounding = {};
+    return true;
   }
 
   void take_quantize(Fused& f) {
@@ -125,6 +135,13 @@ class Fuser {
     taken_[found] = 1;
     f.quantize = found;
     f.keep_float = exported_[f.last] || readers.size() > 1;
+    if (f.keep_float || ops_[f.op].kind != OpKind::kLayerNorm) return;
+    for (int r : readers_[found]) {
+      if (ops_[r].kind != OpKind::kDequantize || taken_[r]) continue;
+      taken_[r] = 1;
+      f.rounded = r;
+      return;
+    }
   }
 
   // A fused op runs when all it reads is there: in the order of the last op it took up. Ops are
@@ -134,6 +151,7 @@ class Fuser {
     for (size_t i = 0; i < fused_.size(); ++i) {
       made_by[fused_[i].last] = static_cast<int>(i);
       if (fused_[i].quantize >= 0) made_by[fused_[i].quantize] = static_cast<int>(i);
+      if (fused_[i].rounded >= 0) made_by[fused_[i].rounded] = static_cast<int>(i);
     }
     std::vector<Fused> sorted;
     std::vector<char> state(fused_.size(), 0);

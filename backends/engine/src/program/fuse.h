@@ -11,12 +11,13 @@ namespace obert {
 struct Fused {
   int op = -1;                     // the op it began with
   int last = -1;                   // the op whose float result it has
-  Rounding rounding, out_rounding;
+  Rounding rounding, shift_rounding, out_rounding;
   int shift = -1;                  // op kShift that comes before the activation
   Activation activation = Activation::kNone;
   int residual = -1, factor = -1;  // ops
   int quantize = -1;               // op whose result is a second output
   bool keep_float = true;
+  int rounded = -1;                // op kDequantize of `quantize`, whose float result it has instead of its own
   int group = -1;                  // products of one input: the first of them
 };
 

@@ -186,6 +186,7 @@ Epilogue Group::epilogue(const Step& s, size_t panel) const {
   Epilogue e;
   e.rounding = s.rounding;
   e.shift = s.beta.empty() ? nullptr : s.beta.data();
+  e.shift_rounding = s.shift_rounding;
   e.out_rounding = s.out_rounding;
   e.activation = s.activation;
   e.residual = floats(s.residual, panel);
@@ -263,6 +264,7 @@ void Group::layer_norm(const Step& s) {
     n.quantized = s.quantized.used() ? bytes(s.quantized, panel) + shift * kBlock : nullptr;
     n.inverse_scale = s.inverse_scale;
     n.zero_point = s.zero_point;
+    n.out_scale = s.out_rounding.scale;
     for (int done = 0; done < s.x.width; done += features) {
       k_.layer_norm(n, lanes == 1 ? groups_in(panel) : 1);
       const size_t next = static_cast<size_t>(features) * kPanel;
@@ -324,6 +326,7 @@ void Group::attention(const Step& s, size_t step) {
     a.q_column = a.out_column = column;
     a.k_column = column_in(s.key), a.v_column = column_in(s.value);
     a.scale = s.scale;
+    a.of_q = s.of_x, a.of_k = s.of_key, a.of_v = s.of_value;
     a.scores = s.scores;
     a.probabilities = s.probabilities;
     a.nan_to_zero = s.nan_to_zero;

@@ -172,6 +172,7 @@ class Lowering {
     Step s;
     s.activation = f.activation;
     s.rounding = f.rounding;
+    s.shift_rounding = f.shift_rounding;
     s.out_rounding = f.out_rounding;
     s.picked = op.picked;
     s.token = op.token;
@@ -256,6 +257,10 @@ class Lowering {
       s.out = fresh(f.last);
     }
     if (f.quantize >= 0) quantized_output(s, f.quantize);
+    if (f.rounded >= 0) {
+      s.out = fresh(f.rounded);
+      s.out_rounding.scale = ops_[f.quantize].quantization.scale;
+    }
     p_.steps.push_back(s);
   }
 
@@ -275,11 +280,17 @@ class Lowering {
     s.zero_point = ops_[op].quantization.zero_point;
   }
 
+  static Rounding rounding_of(const Op& op) {
+    if (op.kind != OpKind::kDequantize) return {};
+    return {op.quantization.scale, op.quantization.zero_point};
+  }
+
   void attention(Step& s, const Op& op) {
     s.kind = StepKind::kAttention;
     s.x = place_[op.inputs[0]];
     s.key = place_[op.inputs[1]];
     s.value = place_[op.inputs[2]];
+    s.of_x = rounding_of(ops_[op.inputs[0]]), s.of_key = rounding_of(ops_[op.inputs[1]]), s.of_value = rounding_of(ops_[op.inputs[2]]);
     s.head_dim = op.head_dim;
     s.scale = op.scale;
     for (int i : {0, 1}) s.masks[i] = mask(op.masks[i]);

@@ -83,8 +83,10 @@ struct Step {
   AddedMask masks[2];                     // kAttention
   PositionTerm by_query, by_key;          // kAttention; the index of `by_key` is [.., key, query]
   bool nan_to_zero = false;               // kAttention
+  Rounding of_x, of_key, of_value;        // kAttention: what they were rounded by, if that is known
   Rounding scores, probabilities;         // kAttention
-  Rounding rounding, out_rounding;        // kProduct, kPointwise: see Epilogue
+  // kProduct, kPointwise: see Epilogue; kLayerNorm: out_rounding is that of `quantized`
+  Rounding rounding, shift_rounding, out_rounding;
   bool picked = false;                    // what it writes has one token of each sequence
   int64_t token = 0;                      // kPick, kAttention that is picked: which, from the end where negative
 

@@ -225,6 +225,84 @@ void check_roundings(const std::vector<const Kernels*>& tables, int length, int 
   }
 }
 
+double near_half(double x) { return std::fabs(x - std::floor(x) - .5); }
+
+double code_less_zero(double x, const Rounding& r) {
+  return std::fmin(std::fmax(std::nearbyint(x), -r.zero_point), 255 - r.zero_point);
+}
+
+// Queries, keys and values that 8-bit codes stand for, probabilities rounded to codes, against sums of whole numbers.
+// Queries with a score at the border between two codes are left out; a probability there counts as one or the other.
+void check_codes(const std::vector<const Kernels*>& tables, int length, int head_dim, size_t first, int queries, int zero_point, bool masked,
+                 bool round_scores) {
+  Random random(static_cast<uint32_t>(length * 7 + head_dim));
+  const size_t panels = panels_of(first + static_cast<size_t>(length));
+  const int columns = 5, width = head_dim + columns;
+  Attention a;
+  a.of_q = {.0371f, zero_point}, a.of_k = {.0293f, 255 - zero_point}, a.of_v = {.0117f, zero_point};
+  a.probabilities = {1 / 255.f, zero_point / 50};
+  if (round_scores) a.scores = {.0831f, 120};
+  Buffer<float> q(panels * panel_floats(width), NAN), k(q.size(), NAN), v(q.size(), NAN);
+  const auto fill = [&](Buffer<float>& x, const Rounding& r, int column) {
+    for (int t = 0; t < length; ++t)
+      for (int d = 0; d < head_dim; ++d)   // the ends of the codes among them
+        x[at(first + static_cast<size_t>(t), width, column + d)] =
+            static_cast<float>((random.chance(.1) ? (random.chance(.5) ? 0 : 255) : random.integer(90, 165)) - r.zero_point) * r.scale;
+  };
+  fill(q, a.of_q, 1), fill(k, a.of_k, 2), fill(v, a.of_v, columns);
+  std::vector<float> mask(static_cast<size_t>(length));
+  for (int j = 0; j < length; ++j) mask[j] = masked || (j && random.chance(.3)) ? -INFINITY : 0.f;
+  a.head_dim = head_dim, a.length = length, a.first = a.first_query = first;
+  a.queries = a.query_end = queries;
+  a.q = q.data(), a.k = k.data(), a.v = v.data(), a.mask = mask.data();
+  a.q_width = a.k_width = a.v_width = a.out_width = width;
+  a.q_column = 1, a.k_column = 2, a.v_column = columns;
+  a.scale = .2f / static_cast<float>(head_dim);
+  a.nan_to_zero = masked && zero_point == 128;
+  for (const Kernels* table : tables) {
+    Buffer<float> out(q.size(), 77.f);
+    Buffer<char> scratch(table->attention_scratch(length, head_dim), 1);
+    a.scratch = scratch.data(), a.out = out.data();
+    table->attention(a);
+    CHECK(!machine_configured(), "%s keeps its registers", table->name);
+    for (int i = 0; i < queries; ++i) {
+      std::vector<double> p(static_cast<size_t>(length));
+      double top = -INFINITY, total = 0;
+      bool border = false;
+      for (int j = 0; j < length; ++j) {
+        double dot = 0;
+        for (int d = 0; d < head_dim; ++d)
+          dot += std::nearbyint(q[at(first + i, width, 1 + d)] / a.of_q.scale) * std::nearbyint(k[at(first + j, width, 2 + d)] / a.of_k.scale);
+        p[j] = dot * a.of_q.scale * a.of_k.scale * a.scale;
+        if (round_scores) {
+          border |= near_half(p[j] / a.scores.scale) < 1e-3;
+          p[j] = code_less_zero(p[j] / a.scores.scale, a.scores) * a.scores.scale;
+        }
+        p[j] += mask[j];
+        top = std::fmax(top, p[j]);
+      }
+      if (border) continue;
+      for (double& x : p) total += x = std::exp(x - top);
+      int unsure = 0;
+      for (double& x : p) {
+        const double steps = x / total / a.probabilities.scale;
+        unsure += near_half(steps) < 2e-3;
+        x = masked ? (a.nan_to_zero ? 0. : -a.probabilities.zero_point) : code_less_zero(steps, a.probabilities);
+      }
+      for (int d = 0; d < head_dim; ++d) {
+        double sum = 0;
+        for (int j = 0; j < length; ++j) sum += p[j] * std::nearbyint(v[at(first + j, width, columns + d)] / a.of_v.scale);
+        const double y = sum * a.probabilities.scale * a.of_v.scale, step = a.probabilities.scale * 255 * a.of_v.scale;
+        const float got = out[at(first + i, width, d)];
+        if (!CHECK(check::near(y, got, 2e-5 * (255 * a.of_v.scale + std::fabs(y)) + unsure * step),
+                   "%s codes, length %d head %d first %zu zero point %d: query %d feature %d: %.8g, got %.8g", table->name, length, head_dim,
+                   first, zero_point, i, d, y, got))
+          return;
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -272,5 +350,12 @@ int main() {
   for (int length : {1, 17, 37, 130})
     for (bool all_masked : {false, true})
       for (int queries : {length, std::min(length, 5)}) check_roundings(tables, length, queries, all_masked);
+  for (int length : {1, 2, 15, 17, 37, 64, 65, 130, 384})
+    for (int head_dim : {3, 16, 33, 64})
+      for (int zero_point : {0, 128, 255}) {
+        const int pick = length + head_dim + zero_point;
+        check_codes(tables, length, head_dim, pick % 2 ? size_t{5} : size_t{64}, pick % 3 ? length : std::min(length, 5), zero_point,
+                    pick % 5 == 0, pick % 4 != 0);
+      }
   return check::report("attention");
 }

@@ -28,12 +28,6 @@ const uint32_t* expand_row(uint32_t mask, const uint32_t* from, uint32_t* to) {
 namespace obert {
 namespace {
 
-// However small a head is.
-void attention_where_tiles_suit(const Attention& a) {
-  if (tiles_suit(a)) attention_on_tiles(a);
-  else attention(a);
-}
-
 Kernels with_attention(Kernels k) {
   k.attention = attention_where_tiles_suit;
   k.attention_scratch = attention_scratch_of_tiles;

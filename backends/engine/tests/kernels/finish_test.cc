@@ -93,6 +93,51 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables) {
   }
 }
 
+// Every place where graphs round, against portable. A value at the border between two codes may fall to the other side: a
+// step of the rounding, and seldom.
+void check_roundings(const std::vector<const Kernels*>& tables, int rows, Activation activation, int places, bool residual, bool out) {
+  Random random(static_cast<uint32_t>(rows + places));
+  const size_t n = static_cast<size_t>(rows);
+  Buffer<int32_t> acc(n * kPanel);
+  for (size_t i = 0; i < acc.size(); ++i) acc[i] = random.integer(-4000, 4000);
+  Buffer<float> scale(n), shift(n), other(n * kPanel);
+  for (size_t i = 0; i < n; ++i) scale[i] = random.real(5e-4f, 3e-3f), shift[i] = random.normal(.5f);
+  for (size_t i = 0; i < other.size(); ++i) other[i] = random.normal();
+  Epilogue e;
+  e.scale = scale.data();
+  e.activation = activation;
+  e.shift = places & 8 ? shift.data() : nullptr;
+  if (places & 1) e.rounding = {.0531f, 110};
+  if (places & 2) e.shift_rounding = {.0473f, 120};
+  if (places & 4) e.out_rounding = {.0619f, 130};
+  e.residual = residual ? other.data() : nullptr;
+  e.inverse_scale = 1 / .0619f;
+  e.zero_point = 130;
+  const auto run = [&](const Kernels* k, Buffer<float>& floats, Buffer<uint8_t>& codes) {
+    e.out = out ? floats.data() : nullptr;
+    e.quantized = codes.data();
+    k->finish_int8(e, acc.data(), 4, 0, rows);
+  };
+  Buffer<float> want(n * kPanel);
+  Buffer<uint8_t> want_codes(panel_bytes(n));
+  run(find_kernels("portable"), want, want_codes);
+  for (const Kernels* k : tables) {
+    Buffer<float> got(n * kPanel);
+    Buffer<uint8_t> codes(panel_bytes(n));
+    run(k, got, codes);
+    int apart = 0;
+    for (size_t i = 0; out && i < got.size(); ++i) {
+      CHECK(check::near(want[i], got[i], .13), "%s rounded %g, got %g", k->name, want[i], got[i]);
+      apart += std::fabs(want[i] - got[i]) > 1e-5f * (1 + std::fabs(want[i]));
+    }
+    for (size_t i = 0; i < codes.size(); ++i) {
+      CHECK(std::abs(want_codes[i] - codes[i]) <= 2, "%s code %d, got %d", k->name, want_codes[i], codes[i]);
+      apart += want_codes[i] != codes[i];
+    }
+    CHECK(apart <= 2 + rows * kPanel / 200, "%s: %d of %d differ", k->name, apart, rows * kPanel);
+  }
+}
+
 // Values that need care, one per lane: limits of the clamps, infinities, NaN, denormals.
 void check_specials(const std::vector<const Kernels*>& tables) {
   const float specials[] = {NAN,      INFINITY, -INFINITY, 0.f,  -0.f,  1e-40f, -1e-40f, 3.4e38f,
@@ -170,5 +215,10 @@ int main() {
         }
   check_specials(tables);
   check_grid(tables);
+  for (int rows : {3, 8})
+    for (int places = 1; places < 16; ++places)
+      for (Activation activation : {Activation::kNone, Activation::kGeluErf})
+        for (bool residual : {false, true})
+          for (bool out : {false, true}) check_roundings(tables, rows, activation, places, residual, out);
   return check::report("finish");
 }

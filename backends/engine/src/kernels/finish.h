@@ -113,7 +113,7 @@ void finish_rows(const Epilogue& e, const T* acc, int groups, int row_begin, int
     };
     if (count == kBlock) {
       // What most are: a dozen branches less, which cost as much as all the rest.
-      if (!out_rounds && !residual && !factor && !out) four_rows(Choice<true>());
+      if (!Rounded && !residual && !factor && !out) four_rows(Choice<true>());
       else four_rows(Choice<false>());
     } else {
       for (int t = 0; t < tokens; t += kLanes) {

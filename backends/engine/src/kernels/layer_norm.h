@@ -47,9 +47,10 @@ void layer_norm_vectors(const LayerNorm n) {
   }
   const Quantizer quantize(n.inverse_scale, n.zero_point);
   const F32 out_scale = set(n.out_scale);
+  const bool rounds = n.out_scale > 0.f, usual = n.beta && n.out && n.quantized && !rounds;
   // `usual`: four features, beta, both results.
-  const auto write_block = [&](int f, int count, auto usual, auto rounded) {
-    constexpr bool all = decltype(usual)::kValue, round_out = decltype(rounded)::kValue;
+  const auto write_block = [&](int f, int count, auto is_usual) {
+    constexpr bool all = decltype(is_usual)::kValue;
     for (int v = 0; v < V; ++v) {
       I32 q[kBlock];
       for (int i = 0; i < kBlock; ++i) {
@@ -58,7 +59,7 @@ void layer_norm_vectors(const LayerNorm n) {
         const F32 scale = mul(inverse[v], set(n.gamma[f + i]));
         const F32 y = fma(sub(value(f + i, v), mean[v]), scale, set(all || n.beta ? n.beta[f + i] : 0.f));
         float* out = n.out + static_cast<size_t>(f + i) * kPanel + v * kLanes;
-        if constexpr (round_out) {
+        if (!all && rounds) {
           q[i] = quantize.code(y);
           store(out, mul(to_float(q[i]), out_scale));
           continue;
@@ -71,15 +72,10 @@ void layer_norm_vectors(const LayerNorm n) {
       store(packed + v * kLanes, quantize.pack(q[0], q[1], q[2], q[3]));
     }
   };
-  const bool usual = n.beta && n.out && n.quantized;
-  const auto write = [&](auto rounded) {
-    for (int f = 0; f < n.features; f += kBlock) {
-      if (usual && f + kBlock <= n.features) write_block(f, kBlock, Choice<true>(), rounded);
-      else write_block(f, n.features - f, Choice<false>(), rounded);
-    }
-  };
-  if (n.out_scale > 0.f) write(Choice<true>());
-  else write(Choice<false>());
+  for (int f = 0; f < n.features; f += kBlock) {
+    if (usual && f + kBlock <= n.features) write_block(f, kBlock, Choice<true>());
+    else write_block(f, n.features - f, Choice<false>());
+  }
 }
 
 template <int Groups>

@@ -58,13 +58,13 @@ void layer_norm_vectors(const LayerNorm n) {
         if (!all && i >= count) continue;
         const F32 scale = mul(inverse[v], set(n.gamma[f + i]));
         const F32 y = fma(sub(value(f + i, v), mean[v]), scale, set(all || n.beta ? n.beta[f + i] : 0.f));
-        float* out = n.out + static_cast<size_t>(f + i) * kPanel + v * kLanes;
+        const size_t at = static_cast<size_t>(f + i) * kPanel + static_cast<size_t>(v) * kLanes;
         if (!all && rounds) {
           q[i] = quantize.code(y);
-          store(out, mul(to_float(q[i]), out_scale));
+          store(n.out + at, mul(to_float(q[i]), out_scale));
           continue;
         }
-        if (all || n.out) store(out, y);
+        if (all || n.out) store(n.out + at, y);
         if (all || n.quantized) q[i] = quantize(y);
       }
       if (!all && !n.quantized) continue;

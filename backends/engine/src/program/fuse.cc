@@ -97,9 +97,9 @@ class Fuser {
         next = back;
       } else if (op.kind == OpKind::kShift && open && f.shift < 0 && f.activation == Activation::kNone) {
         f.shift = next;
-      } else if (op.kind == OpKind::kActivate && f.activation == Activation::kNone && rounds_before_more(f)) {
+      } else if (op.kind == OpKind::kActivate && f.activation == Activation::kNone && make_room(f)) {
         f.activation = op.activation;
-      } else if ((op.kind == OpKind::kAdd || op.kind == OpKind::kMultiply) && op.inputs[0] != op.inputs[1] && rounds_before_more(f)) {
+      } else if ((op.kind == OpKind::kAdd || op.kind == OpKind::kMultiply) && op.inputs[0] != op.inputs[1] && make_room(f)) {
         int other = op.inputs[0] == f.last ? op.inputs[1] : op.inputs[0];
         (op.kind == OpKind::kAdd ? f.residual : f.factor) = other;
       } else {
@@ -110,8 +110,8 @@ class Fuser {
     }
   }
 
-  // Whether an activation, a sum or a product can follow: what was rounded last must be what was shifted.
-  static bool rounds_before_more(Fused& f) {
+  // Lets an activation, a sum or a product follow, if one can: what was rounded last becomes what is rounded before it.
+  static bool make_room(Fused& f) {
     if (f.residual >= 0 || f.factor >= 0) return false;
     if (f.out_rounding.scale == 0.f) return true;
     if (f.activation != Activation::kNone || f.shift_rounding.scale != 0.f) return false;

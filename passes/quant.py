@@ -21,6 +21,11 @@ from obert_compiler.graph.embeddings import EmbeddingSite
 from obert_compiler.graph.graph import Graph, Stage
 from obert_compiler.graph.linear import LinearSite, find_linear_sites
 from obert_compiler.graph.patterns import matches
+from obert_compiler.passes.attention_quantization import (
+    AttentionPlan,
+    find_operands,
+    plan_attention,
+)
 from obert_compiler.passes.calibration import ActivationStatistics, Calibration
 from obert_compiler.passes.calibration_run import collect_statistics
 from obert_compiler.passes.quant_graph import QuantizedGraph, root_initializer
@@ -45,6 +50,7 @@ class QuantizationPlan:
 
     Attributes:
         sites: the sites that become int8.
+        attention: the attentions whose queries, keys and values are rounded.
         tables: the embedding tables that become integers.
         parameters: the matrices that become integers and are read whole.
         calibration: JSON-ready figures of the calibration.
@@ -52,6 +58,7 @@ class QuantizationPlan:
     """
 
     sites: list[SitePlan]
+    attention: list[AttentionPlan]
     tables: list[TablePlan]
     parameters: list[TablePlan]
     calibration: dict[str, Any]
@@ -69,6 +76,8 @@ class Quant(Pass):
         bits: 7 keeps |weight| <= 64, so that no CPU's 16-bit sums saturate; 8 (|weight| <= 127) is
             safe only where every CPU that will run the file has VNNI, AMX or ARM dot products.
         weights: ``mse`` searches the scale of each output row, ``max`` takes the largest weight.
+        attention_products: ``int8`` rounds the queries, keys and values of attention to 8 bits
+            too, for engines that multiply them as integers; probabilities stay float.
         bias_correction: take the mean error of the rounded weights out of the bias.
         embeddings: ``4bit`` in groups along the row, ``8bit`` by row, or ``none``.
         group: columns of a 4-bit group.
@@ -90,6 +99,7 @@ class Quant(Pass):
     examples: int = 256
     bits: Literal[7, 8] = 7
     weights: WeightScale = "mse"
+    attention_products: Literal["float", "int8"] = "float"
     bias_correction: bool = True
     embeddings: Literal["4bit", "8bit", "none"] = "4bit"
     group: int = 64
@@ -105,6 +115,8 @@ class Quant(Pass):
         self._expect(self.group >= 2, "group", "at least 2")
         self._expect(self.limit > 0.0, "limit", "above 0")
         self._expect(self.min_outputs >= 0, "min_outputs", "at least 0")
+        known = self.attention_products in {"float", "int8"}
+        self._expect(known, "attention_products", "float or int8")
 
     def _expect(self, holds: bool, option: str, expected: str) -> None:
         if not holds:
@@ -156,7 +168,9 @@ class Quant(Pass):
         skips = [Skip(other.name, other.reason) for other in found.unmatched]
         sites, left = self._select(graph, found.sites)
         skips += left
-        statistics = self._calibrate(graph, sites, context)
+        attention, left = find_operands(graph) if self.attention_products == "int8" else ([], [])
+        skips += left
+        statistics = self._calibrate(graph, sites, attention, context)
         plans, notes = plan_sites(
             sites,
             statistics,
@@ -169,6 +183,15 @@ class Quant(Pass):
             keep_sensitive=self.sensitive == "keep",
         )
         skips += notes
+        attention, left = plan_attention(
+            attention,
+            statistics,
+            calibration=self.calibration,
+            percentile=self.percentile,
+            limit=self.limit,
+            keep_sensitive=self.sensitive == "keep",
+        )
+        skips += left
         tables, left = plan_tables(
             find_tables(graph), plans, kind=self.embeddings, group=self.group
         )
@@ -179,13 +202,16 @@ class Quant(Pass):
         skips += left
         rewritten = [plan for plan in plans if plan.quantized is not None]
         calibration = self._describe(context, statistics)
-        return QuantizationPlan(rewritten, tables, parameters, calibration, tuple(skips))
+        return QuantizationPlan(rewritten, attention, tables, parameters, calibration, tuple(skips))
 
     def write(self, graph: Graph, plan: QuantizationPlan) -> PassResult:
         """Rewrite ``graph`` as ``plan`` says."""
         site_rows = [site.report() for site in plan.sites]
         table_rows = [table.report() for table in [*plan.tables, *plan.parameters]]
+        attention_rows = [row for attention in plan.attention for row in attention.report()]
         editor = QuantizedGraph(graph)
+        for operand in (o for attention in plan.attention for o in attention.operands):
+            operand.write(editor)
         for table in plan.tables:
             write_table(editor, table)
         for site in plan.sites:
@@ -199,11 +225,13 @@ class Quant(Pass):
         report = {
             "calibration": plan.calibration,
             "sites": site_rows,
+            "attention": attention_rows,
             "tables": table_rows,
             "bytes_before": sum(row["bytes_before"] for row in [*site_rows, *table_rows]),
             "bytes_after": sum(row["bytes_after"] for row in [*site_rows, *table_rows]),
         }
-        return PassResult(graph, bool(site_rows or table_rows), report, plan.skips)
+        changed = bool(site_rows or attention_rows or table_rows)
+        return PassResult(graph, changed, report, plan.skips)
 
     def _select(
         self, graph: Graph, sites: tuple[LinearSite, ...]
@@ -247,12 +275,19 @@ class Quant(Pass):
         return None
 
     def _calibrate(
-        self, graph: Graph, sites: list[LinearSite], context: Context
+        self,
+        graph: Graph,
+        sites: list[LinearSite],
+        attention: list[AttentionPlan],
+        context: Context,
     ) -> dict[ir.Value, ActivationStatistics]:
         activations: dict[ir.Value, str] = {}
         for site in sites:
             for x in site.inputs:
                 activations.setdefault(x, site.name)
+        for plan in attention:
+            for operand in plan.operands:
+                activations.setdefault(operand.value, plan.name)
         if not activations:
             return {}
         return collect_statistics(

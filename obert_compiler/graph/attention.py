@@ -40,6 +40,7 @@ class Attention:
         scores: the product ``Q K^T``.
         softmax: the Softmax over the keys.
         context: the product of the probabilities with V.
+        value_index: which input of ``context`` is V; those of ``scores`` are Q and K.
     """
 
     query: str
@@ -51,6 +52,7 @@ class Attention:
     scores: ir.Node
     softmax: ir.Node
     context: ir.Node
+    value_index: int
 
 
 @dataclass(frozen=True)
@@ -97,27 +99,19 @@ class _Search:
         """The attention around ``softmax``."""
         scores = self._scores(softmax)
         context, side = self._context(softmax)
-        query, key = self.network.operands(scores)[:2]
-        value = self.network.operands(context)[1 - side]
-        return self._attention(query, key, value, scores, softmax, context)
+        return self._attention(scores, softmax, context, 1 - side)
 
     def fused(self, node: ir.Node) -> Attention:
         """The attention that the operator Attention (opset 23) computes by itself."""
-        operands = self.network.operands(node)
-        if len(operands) < 3:
+        if len(self.network.operands(node)) < 3:
             raise _NoMatchError("the operator Attention lacks an operand")
-        query, key, value = operands[:3]
-        return self._attention(query, key, value, node, node, node)
+        return self._attention(node, node, node, 2)
 
     def _attention(
-        self,
-        query: ir.Value,
-        key: ir.Value,
-        value: ir.Value,
-        scores: ir.Node,
-        softmax: ir.Node,
-        context: ir.Node,
+        self, scores: ir.Node, softmax: ir.Node, context: ir.Node, value_index: int
     ) -> Attention:
+        query, key = self.network.operands(scores)[:2]
+        value = self.network.operands(context)[value_index]
         query_site = self._origin(query, "query")
         key_site = self._origin(key, "key")
         value_site = self._origin(value, "value")
@@ -133,6 +127,7 @@ class _Search:
             scores,
             softmax,
             context,
+            value_index,
         )
 
     def _scores(self, softmax: ir.Node) -> ir.Node:

@@ -1,0 +1,87 @@
+"""quant with attention_products=int8: what is rounded, where, and what cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from obert_compiler import Batches
+from obert_compiler.errors import UsageError
+from obert_compiler.graph import Graph
+from obert_compiler.graph.attention import find_attention
+from obert_compiler.passes.attention_quantization import find_operands, plan_attention
+from obert_compiler.passes.calibration import ActivationStatistics
+from obert_compiler.passes.qat import QuantizationAwareTraining
+from obert_compiler.passes.quant import Quant
+from obert_compiler.pipeline.contract import Context
+
+TinyGraph = Callable[[str, str], Graph]
+
+
+def texts() -> Batches:
+    rng = np.random.default_rng(0)
+    mask = (np.arange(16) < rng.integers(5, 17, 32)[:, None]).astype(np.int64)
+    ids = rng.integers(5, 100, (32, 16)).astype(np.int64) * mask
+    return Batches.from_arrays(
+        {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}, 16
+    )
+
+
+def test_queries_keys_and_values_are_rounded_behind_their_sites(tiny_graph: TinyGraph) -> None:
+    graph = tiny_graph("bert", "sequence")
+    result = Quant(attention_products="int8").run(graph, Context(data=texts()))
+    rows = result.report["attention"]
+    regions = list(find_attention(graph))
+    assert [row["operand"] for row in rows] == ["query", "key", "value"] * len(regions)
+    assert all(0.0 < row["relative_error"] < 0.01 for row in rows)
+    for attention in regions:
+        for node, index in ((attention.scores, 0), (attention.scores, 1), (attention.context, 1)):
+            value = node.inputs[index]
+            seen = []
+            while value is not None and value.producer() is not None and len(seen) < 4:
+                seen.append(value.producer().op_type)
+                value = value.producer().inputs[0]
+            assert "DequantizeLinear" in seen, seen
+
+
+def test_float_attention_is_the_default(tiny_graph: TinyGraph) -> None:
+    result = Quant().run(tiny_graph("bert", "sequence"), Context(data=texts()))
+    assert result.report["attention"] == []
+
+
+def test_an_operand_over_the_limit_keeps_the_attention_float(tiny_graph: TinyGraph) -> None:
+    plans, skips = find_operands(tiny_graph("bert", "sequence"))
+    assert plans
+    assert not skips
+    rng = np.random.default_rng(0)
+    statistics = {}
+    for plan in plans:
+        for operand in plan.operands:
+            found = ActivationStatistics(32, rng)
+            found.add(rng.standard_normal((64, 32)).astype(np.float32))
+            statistics[operand.value] = found
+    options: dict[str, Any] = {"calibration": "minmax", "percentile": 99.99, "limit": 1e-12}
+    chosen, skips = plan_attention(plans, statistics, keep_sensitive=True, **options)
+    assert not chosen
+    assert len(skips) == len(plans)
+    assert all("over the limit" in skip.reason for skip in skips)
+    chosen, skips = plan_attention(plans, statistics, keep_sensitive=False, **options)
+    assert chosen == plans
+    assert all("sensitive=report" in skip.reason for skip in skips)
+
+
+def test_rotary_positions_are_a_reason(tiny_graph: TinyGraph) -> None:
+    plans, skips = find_operands(tiny_graph("modernbert", "sequence"))
+    assert not plans
+    assert skips
+    assert all("stands between a Linear layer and its query" in skip.reason for skip in skips)
+
+
+def test_refusals() -> None:
+    with pytest.raises(UsageError, match="attention_products"):
+        Quant(attention_products="int4")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="attention_products=float"):
+        QuantizationAwareTraining(attention_products="int8")

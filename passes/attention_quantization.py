@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
 import onnx_ir as ir
 
 from obert_compiler.graph.attention import Attention, find_attention
@@ -53,7 +52,6 @@ class OperandPlan:
         quantizer: its scale and zero point.
         calibration: the method that chose them.
         error: relative squared error of the rounded value.
-        parameters: the initializers of scale and zero point, once they are in the graph.
     """
 
     roles: list[str]
@@ -62,18 +60,10 @@ class OperandPlan:
     quantizer: Quantizer = field(default_factory=lambda: Quantizer(1.0, 0))
     calibration: str = ""
     error: float = float("inf")
-    parameters: tuple[ir.Value, ir.Value] | None = None
 
     def write(self, editor: QuantizedGraph) -> None:
-        """Put the rounding into the graph, or its scale and zero point where it is there."""
-        if self.parameters is None:
-            self.parameters = editor.round_uses(self.value, self.quantizer, self.uses)
-            return
-        scale, zero_point = self.parameters
-        scale.const_value = ir.tensor(np.array(self.quantizer.scale, np.float32), name=scale.name)
-        zero_point.const_value = ir.tensor(
-            np.array(self.quantizer.zero_point, np.uint8), name=zero_point.name
-        )
+        """Put the rounding into the graph."""
+        editor.round_uses(self.value, self.quantizer, self.uses)
 
 
 @dataclass

@@ -123,23 +123,18 @@ class QuantizedGraph:
     def quantized_activation(self, x: ir.Value, quantizer: Quantizer) -> ir.Value:
         """``x`` behind its one QuantizeLinear and DequantizeLinear pair."""
         if x not in self._activations:
-            self._activations[x] = self._rounded(x, quantizer)[0]
+            self._activations[x] = self._rounded(x, quantizer)
         return self._activations[x]
 
     def round_uses(
         self, x: ir.Value, quantizer: Quantizer, uses: Sequence[tuple[ir.Node, int]]
-    ) -> tuple[ir.Value, ir.Value]:
-        """Let ``uses`` (node, index of its input) alone read ``x`` behind a pair of its own.
-
-        Returns:
-            The initializers of scale and zero point.
-        """
-        rounded, scale, zero_point = self._rounded(x, quantizer)
+    ) -> None:
+        """Let ``uses`` (node, index of its input) alone read ``x`` behind a pair of its own."""
+        rounded = self._rounded(x, quantizer)
         for node, index in uses:
             node.replace_input_with(index, rounded)
-        return scale, zero_point
 
-    def _rounded(self, x: ir.Value, quantizer: Quantizer) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _rounded(self, x: ir.Value, quantizer: Quantizer) -> ir.Value:
         scale = self.initializer(f"{x.name}_scale", np.array(quantizer.scale, np.float32))
         zero_point = self.initializer(
             f"{x.name}_zero_point", np.array(quantizer.zero_point, np.uint8)
@@ -156,7 +151,7 @@ class QuantizedGraph:
             x.shape,
         )
         self.insert_after(x, [quantize, dequantize])
-        return dequantize.outputs[0], scale, zero_point
+        return dequantize.outputs[0]
 
     def quantized_weight(self, name: str, quantized: QuantizedWeight) -> ir.Value:
         """The weight ``[in, out]`` behind DequantizeLinear, for the right operand of MatMul."""

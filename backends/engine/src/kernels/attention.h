@@ -10,92 +10,18 @@
 // 2 kTile multiplications) and fits the registers. Queries go in blocks of 2 kLanes; their scores
 // over all keys stay in the first- or second-level cache.
 //
-// Where queries, keys, values and probabilities are rounded to codes, both products run on 16-bit integers, exactly; where
-// only quantised results are asked for and `integers` allows it, too (see attention_numbers.h for the error), unless
-// inputs do not suit them, NaN among them.
+// Where only quantised results are asked for and `integers` allows it, both products run on 16-bit integers (see
+// attention_numbers.h for the error), unless inputs do not suit them, NaN among them. Codes: attention_codes.h.
 #pragma once
 #include "attention_layout.h"
 #include "attention_numbers.h"
+#include "attention_products.h"
 #include "attention_softmax.h"
 #include "attention_few.h"
+#include "attention_codes.h"
 
 namespace obert {
 namespace {
-
-// Rows of accumulators as nested structs: an array this large GCC would keep up to date in memory.
-template <class Element, int M>
-struct Rows {
-  using Vector = decltype(zero_like(Element()));
-  Vector left, right;
-  Rows<Element, M - 1> rest;
-
-  OBERT_INLINE void clear() {
-    left = right = zero_like(Element());
-    rest.clear();
-  }
-  // Elements of `a` that go to one row and to the next lie `Step` apart.
-  template <int Step>
-  OBERT_INLINE void add(const Element* a, Vector b0, Vector b1) {
-    const Vector w = set(*a);
-    left = multiply_add(left, w, b0);
-    right = multiply_add(right, w, b1);
-    rest.template add<Step>(a + Step, b0, b1);
-  }
-  template <int Step>
-  OBERT_INLINE void add_all(const Element* a, size_t a_stride, const Element* b, size_t b_stride, int depth) {
-    for (int i = 0; i < depth; ++i, a += a_stride, b += b_stride) add<Step>(a, load(b), load(b + kLanes));
-  }
-  template <class Put>
-  OBERT_INLINE void for_each(int m, const Put& put) const {
-    put(m, 0, left);
-    put(m, 1, right);
-    rest.for_each(m + 1, put);
-  }
-};
-
-template <class Element>
-struct Rows<Element, 0> {
-  using Vector = decltype(zero_like(Element()));
-  OBERT_INLINE void clear() {}
-  template <int Step>
-  OBERT_INLINE void add(const Element*, Vector, Vector) {}
-  template <class Put>
-  OBERT_INLINE void for_each(int, const Put&) const {}
-};
-
-template <class Element, int M>
-struct Tile {
-  static constexpr int kRows = M;
-
-  // Calls put(m, i, sum) with vector i of row m of the product.
-  template <class Put>
-  static void multiply(const Element* a, size_t a_stride, const Element* b, size_t b_stride, int depth, const Put& put) {
-    Rows<Element, M> rows;
-    rows.clear();
-    rows.template add_all<1>(a, a_stride, b, b_stride, depth);
-    rows.for_each(0, put);
-  }
-};
-
-// Calls run(tile, begin) for tiles that cover 0 .. count, a multiple of kTileStep.
-template <class Element, class Run>
-inline void for_tiles(int count, const Run& run) {
-  int i = 0;
-  for (; i + kTile <= count; i += kTile) run(Tile<Element, kTile>(), i);
-  if constexpr (kTile == 12) {
-    if (i + 8 <= count) {
-      run(Tile<Element, 8>(), i);
-      i += 8;
-    }
-    if (i + 4 <= count) run(Tile<Element, 4>(), i);
-  } else {
-    if (i + 4 <= count) {
-      run(Tile<Element, 4>(), i);
-      i += 4;
-    }
-    if (i + 2 <= count) run(Tile<Element, 2>(), i);
-  }
-}
 
 // Values [d][tokens] become [tokens][d].
 template <class Numbers>
@@ -132,8 +58,8 @@ inline void transpose_values(const Attention& a, const Numbers& n, size_t stride
 template <class Numbers>
 class VectorProducts {
  public:
-  static constexpr bool kSumsKeepNan = Numbers::kPerElement == 1;
-  static constexpr bool kRoundsWeights = Numbers::kCodes;
+  static constexpr bool sums_keep_nan = Numbers::kPerElement == 1, rounds_weights = false;
+  static constexpr float value_scale = 1.f;
   float *scores, *mask, *y;
   float scale;  // from a product to a score
 
@@ -251,10 +177,13 @@ class VectorProducts {
 };
 
 void attention(const Attention& a) {
+  if (a.q_codes) {
+    if constexpr (kHasDot2)
+      if (!are_few(a) && codes_fit(a)) return attend(a, CodeProducts(a));
+    return attention(in_floats(a));
+  }
   if (are_few(a)) return attend_few(a);
   if constexpr (kHasDot2) {
-    Codes codes;
-    if (choose_codes(a, codes)) return attend(a, VectorProducts<Codes>(a, codes));
     Fixed fixed;
     if (choose_fixed(a, fixed)) return attend(a, VectorProducts<Fixed>(a, fixed));
   }
@@ -262,7 +191,8 @@ void attention(const Attention& a) {
 }
 
 size_t attention_scratch(int length, int head_dim) {
-  return AttentionScratch(length, head_dim).floats * sizeof(float);
+  const size_t floats = FloatScratch(length, head_dim).floats, codes = CodeScratch(length, head_dim).floats;
+  return (floats > codes ? floats : codes) * sizeof(float);
 }
 
 }  // namespace

@@ -102,6 +102,15 @@ inline void transpose_mask(const Attention& a, int query, float* mask) {
   }
 }
 
+// The numbers of four features that a dword of codes stands for; `minus_zero` is the zero point, negated.
+OBERT_INLINE void unpack_codes(I32 dword, I32 minus_zero, I32 (&number)[kBlock]) {
+  const I32 byte = set(255);
+  number[0] = add(bit_and(dword, byte), minus_zero);
+  number[1] = add(bit_and(shift_right<8>(dword), byte), minus_zero);
+  number[2] = add(bit_and(shift_right<16>(dword), byte), minus_zero);
+  number[3] = add(shift_right<24>(dword), minus_zero);
+}
+
 // Writes [rows][kQueries] of y for `count` queries; sequences may begin inside a panel, and lanes of
 // other tokens are not ours to touch.
 template <class T>

@@ -1,10 +1,7 @@
 // The numbers attention.h multiplies: floats, or 16-bit integers two to a dword, which the multiply
 // pipes take at twice the rate. Include after attention_layout.h.
 //
-// Floats that were rounded to 8-bit codes, probabilities among them, are (code - zero point) times a scale: sums of
-// products of the whole numbers are exact up to 33,000 of them.
-//
-// Other floats in 16 bits, with N = 32700 and Q, K the largest lengths of a query and a key vector, V the largest
+// Floats in 16 bits, with N = 32700 and Q, K the largest lengths of a query and a key vector, V the largest
 // value:
 //   q, k   scaled to lengths of at most N, so that |q . k| < 2^30 by Cauchy and Schwarz; rounding
 //          moves a score by at most d = scale Q K sqrt(head_dim) / N, about a twentieth of it in practice
@@ -19,7 +16,6 @@ namespace {
 struct Floats {
   using Element = float;
   static constexpr int kPerElement = 1;
-  static constexpr bool kCodes = false;
   // Factors from the float to the number.
   float q = 1, k = 1, v = 1;
 };
@@ -27,17 +23,9 @@ struct Floats {
 struct Fixed {
   using Element = int32_t;
   static constexpr int kPerElement = 2;
-  static constexpr bool kCodes = false;
   float q = 1, k = 1, v = 1;
 };
 
-// As Fixed, of floats that 8-bit codes stand for: the factors give code - zero point.
-struct Codes : Fixed {
-  static constexpr bool kCodes = true;
-  float p = 1, lowest = 0, highest = 0;   // of probabilities: the factor, and between what the code - zero point lies
-};
-
-constexpr int kCodeSums = 33000;  // 255^2 times as many is less than 2^31
 constexpr float kFixedLength = 32700.f, kFixedValue = 16383.f, kFixedSum = 120000.f;
 constexpr float kFixedScores = 200.f;  // scale Q K above this asks for floats
 constexpr int kFixedTokens = 20000;
@@ -145,17 +133,6 @@ inline bool choose_fixed(const Attention& a, Fixed& n) {
   return true;
 }
 
-// Whether all that is multiplied was rounded to codes, and the factors.
-inline bool choose_codes(const Attention& a, Codes& n) {
-  if (a.of_q.scale == 0.f || a.of_k.scale == 0.f || a.of_v.scale == 0.f || a.probabilities.scale == 0.f) return false;
-  if (a.length > kCodeSums || a.head_dim > kCodeSums) return false;
-  n.q = 1.f / a.of_q.scale, n.k = 1.f / a.of_k.scale, n.v = 1.f / a.of_v.scale, n.p = 1.f / a.probabilities.scale;
-  // NaN becomes the lowest.
-  n.lowest = a.nan_to_zero ? 0.f : static_cast<float>(-a.probabilities.zero_point);
-  n.highest = static_cast<float>(255 - a.probabilities.zero_point);
-  return true;
-}
-
 // One row of the head, all tokens or one block of queries: [ceil(head_dim / 2)][stride] dwords, or floats.
 inline void put_features(const Floats&, const float* x, int width, int column, int head_dim, size_t first,
                          int count, int padded, float, float* to, size_t stride) {
@@ -218,19 +195,6 @@ inline F32 finish_weights(const Fixed& n, float* scores, int length, F32 total) 
     store(scores + static_cast<size_t>(k / 2) * kQueries, as_float(join(p, q)));
   }
   return div(total, mul(total, mul(to_float(sum), set(n.v))));
-}
-
-// Of a probability, e^(s - top) times `factor`: the code as the graph rounds it, less the zero point.
-OBERT_INLINE I32 code_of_weight(const Codes& n, F32 e, F32 factor) {
-  return round(min(max(mul(e, factor), set(n.lowest)), set(n.highest)));  // the second operand where the first is NaN
-}
-
-inline F32 finish_weights(const Codes& n, float* scores, int length, F32 total) {
-  const F32 f = div(set(n.p), total);
-  const auto number = [&](int k) { return code_of_weight(n, load(scores + static_cast<size_t>(k) * kQueries), f); };
-  for (int k = 0; k < length; k += 2)
-    store(scores + static_cast<size_t>(k / 2) * kQueries, as_float(join(number(k), k + 1 < length ? number(k + 1) : set(0))));
-  return set(1.f / (n.p * n.v));
 }
 
 }  // namespace

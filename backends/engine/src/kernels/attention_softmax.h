@@ -53,8 +53,8 @@ inline void round_weights(const Attention& a, float* scores, F32 total) {
   }
 }
 
-// `products` says how the two are multiplied: VectorProducts (attention.h) or TileProducts
-// (attention_tiles.h). Inlined into its caller, GCC 12 leaves it too few registers: AVX2 lost 40% to that.
+// `products` says how the two are multiplied: VectorProducts (attention.h), CodeProducts (attention_codes.h) or
+// TileProducts (attention_tiles.h). Inlined into its caller, GCC 12 leaves it too few registers: AVX2 lost 40% to that.
 template <class Products>
 __attribute__((noinline)) void attend(const Attention& a, Products products) {
   float* const scores = products.scores;
@@ -85,11 +85,11 @@ __attribute__((noinline)) void attend(const Attention& a, Products products) {
       for (int i = 0; i < 2; ++i) top[i] = round_scores_of(a, scores + i * kLanes, each ? mask + i * kLanes : nullptr);
 
     const bool round_weights_too =
-        !Products::kRoundsWeights && (a.probabilities.scale != 0.f || (a.nan_to_zero && Products::kSumsKeepNan));
+        !products.rounds_weights && (a.probabilities.scale != 0.f || (a.nan_to_zero && products.sums_keep_nan));
     F32 total[2] = {set(0.f), set(0.f)};
     products.weigh(top, total, round_weights_too);
 
-    F32 share[2] = {set(1.f), set(1.f)};
+    F32 share[2] = {set(products.value_scale), set(products.value_scale)};
     for (int i = 0; i < 2; ++i) {
       if (round_weights_too) {
         round_weights(a, scores + i * kLanes, total[i]);

@@ -10,8 +10,9 @@
 // The second operand holds its depth two to a dword: queries, and weights in place of their scores. The
 // dwords of values join key j of 32 with key j + 16, as panels lie, without a shuffle; only keys are transposed.
 //
-// Whole numbers that 8-bit codes stand for are bfloat16 themselves: high parts alone, a third of the multiplications, and
-// sums that are exact up to 2^24.
+// Whole numbers that 8-bit codes stand for are bfloat16 themselves, high parts alone: a third of the multiplications of
+// queries and keys, two thirds of those of values, or a third where the graph rounds probabilities too. Sums of whole
+// numbers are exact up to 2^24.
 //
 // Sums of 2 x 2 tiles, where every tile that is loaded serves two multiplications: 8 loads of 8 cycles beside
 // 12 multiplications of 16. A head of 128 tokens x 64 is bound by its exponentials, see README.md.
@@ -50,30 +51,69 @@ struct WholePair {
       : high(bit_or(shift_right<16>(as_int(first)), bit_and(as_int(second), set(static_cast<int32_t>(0xffff0000u))))) {}
 };
 
-// How floats become what tiles multiply: `query`, `key` and `value` give the number, `weight` that of e^(s - top).
+// Queries, keys or values of a head.
+struct Operand {
+  const float* floats;
+  const uint8_t* codes;
+  int width, column, head_dim;
+  Rounding of;
+};
+
+// Which numbers of a head tiles multiply: for_pairs calls put(j, pair) with the features 2 j and 2 j + 1 of kLanes tokens,
+// 32 features in all, for_values calls put(j, feature) with each of 16; both have zeros, or what does not matter, in the
+// place of features and tokens that are not there.
 struct InPairs {
   static constexpr bool kLow = true;
   using Pair = SplitPair;
-  OBERT_INLINE F32 query(F32 x) const { return x; }
-  OBERT_INLINE F32 key(F32 x) const { return x; }
-  OBERT_INLINE F32 value(F32 x) const { return x; }
-  OBERT_INLINE F32 weight(F32 e, F32) const { return e; }
-  OBERT_INLINE F32 weight_factor(F32) const { return set(1.f); }
-  OBERT_INLINE F32 share(F32 total) const { return div(set(1.f), total); }
-  float scale() const { return 1.f; }
+  static float score_scale(const Attention&) { return 1.f; }
+  static float value_scale(const Attention&) { return 1.f; }
+  template <class Put>
+  static OBERT_INLINE void for_pairs(const Operand& x, int d, size_t first, int count, float* memory, const Put& put) {
+    const FeatureRows row(x.floats, x.width, x.column + d, x.head_dim - d, kDepth, first, count, memory);
+    for (int j = 0; j < kDepth / 2; ++j) put(j, Pair(row(2 * j), row(2 * j + 1)));
+  }
+  template <class Put>
+  static OBERT_INLINE void for_values(const Operand& x, int d, size_t first, int count, float* memory, const Put& put) {
+    const FeatureRows row(x.floats, x.width, x.column + d, x.head_dim - d, kTileRows, first, count, memory);
+    for (int j = 0; j < kTileRows; ++j) put(j, row(j));
+  }
 };
 
 struct InCodes {
   static constexpr bool kLow = false;
   using Pair = WholePair;
-  Codes n;
-  OBERT_INLINE F32 query(F32 x) const { return to_float(round(mul(x, set(n.q)))); }
-  OBERT_INLINE F32 key(F32 x) const { return to_float(round(mul(x, set(n.k)))); }
-  OBERT_INLINE F32 value(F32 x) const { return to_float(round(mul(x, set(n.v)))); }
-  OBERT_INLINE F32 weight(F32 e, F32 factor) const { return to_float(code_of_weight(n, e, factor)); }
-  OBERT_INLINE F32 weight_factor(F32 total) const { return div(set(n.p), total); }
-  OBERT_INLINE F32 share(F32) const { return set(1.f / (n.p * n.v)); }
-  float scale() const { return 1.f / n.q / n.k; }
+  static float score_scale(const Attention& a) { return a.of_q.scale * a.of_k.scale; }
+  static float value_scale(const Attention& a) { return a.of_v.scale; }
+  template <class Put>
+  static OBERT_INLINE void for_pairs(const Operand& x, int d, size_t first, int count, float* memory, const Put& put) {
+    for_numbers<kDepth>(x, d, first, count, memory, [&](int g, const F32 (&number)[kBlock]) {
+      put(2 * g, Pair(number[0], number[1]));
+      put(2 * g + 1, Pair(number[2], number[3]));
+    });
+  }
+  template <class Put>
+  static OBERT_INLINE void for_values(const Operand& x, int d, size_t first, int count, float* memory, const Put& put) {
+    for_numbers<kTileRows>(x, d, first, count, memory, [&](int g, const F32 (&number)[kBlock]) {
+      for (int i = 0; i < kBlock; ++i) put(kBlock * g + i, number[i]);
+    });
+  }
+
+ private:
+  // Four features at a time. Dwords that are not there are zero, and stand for minus the zero point: what they are
+  // multiplied by is zero, or the product is not read.
+  template <int Features, class Put>
+  static OBERT_INLINE void for_numbers(const Operand& x, int d, size_t first, int count, float* memory, const Put& put) {
+    const FeatureRows row(reinterpret_cast<const float*>(x.codes), x.width / kBlock, (x.column + d) / kBlock, (x.head_dim - d) / kBlock,
+                          Features / kBlock, first, count, memory);
+    const I32 minus_zero = set(-x.of.zero_point);
+    for (int g = 0; g < Features / kBlock; ++g) {
+      I32 code[kBlock];
+      unpack_codes(as_int(row(g)), minus_zero, code);
+      F32 number[kBlock];
+      for (int i = 0; i < kBlock; ++i) number[i] = kBlock * g + d < x.head_dim ? to_float(code[i]) : set(0.f);
+      put(g, number);
+    }
+  }
 };
 
 struct TileScratch {
@@ -98,10 +138,10 @@ struct TileScratch {
 };
 
 // [32][kQueries] of sums of `depth` / 32 pairs of tiles: rows 0 .. 15 of `a` and rows 16 .. 31, at `next`,
-// with `b` [depth][kQueries]. The four sums take turns, so that none waits for itself. Without `Low`, low parts are zero
-// and not there.
+// with `b` [depth][kQueries]. The four sums take turns, so that none waits for itself. Without `Low`, low parts of `a` are
+// zero and not there, without `low_b` those of `b`.
 template <bool Low>
-inline void multiply_pairs(const int32_t* a, const int32_t* next, const int32_t* b, int depth, float* sums) {
+inline void multiply_pairs(const int32_t* a, const int32_t* next, const int32_t* b, bool low_b, int depth, float* sums) {
   constexpr size_t kRow = kQueries * sizeof(float), kLow = kTileDwords, kLowRows = kTileRows * kQueries;
   tile_zero<0>();
   tile_zero<1>();
@@ -116,13 +156,15 @@ inline void multiply_pairs(const int32_t* a, const int32_t* next, const int32_t*
     tile_load<5>(Low ? next + kLow : next, kTileRowBytes);
     tile_dot_bf16<2, 5, 6>();
     tile_dot_bf16<3, 5, 7>();
-    if constexpr (!Low) continue;
-    tile_load<4>(a, kTileRowBytes);
-    tile_dot_bf16<0, 4, 6>();
-    tile_dot_bf16<1, 4, 7>();
-    tile_load<5>(next, kTileRowBytes);
-    tile_dot_bf16<2, 5, 6>();
-    tile_dot_bf16<3, 5, 7>();
+    if constexpr (Low) {
+      tile_load<4>(a, kTileRowBytes);
+      tile_dot_bf16<0, 4, 6>();
+      tile_dot_bf16<1, 4, 7>();
+      tile_load<5>(next, kTileRowBytes);
+      tile_dot_bf16<2, 5, 6>();
+      tile_dot_bf16<3, 5, 7>();
+    }
+    if (!low_b) continue;
     tile_load<6>(b + kLowRows, kRow);
     tile_load<7>(b + kLowRows + kLanes, kRow);
     tile_dot_bf16<0, 4, 6>();
@@ -139,11 +181,14 @@ inline void multiply_pairs(const int32_t* a, const int32_t* next, const int32_t*
 template <class Numbers>
 class TileProducts {
  public:
-  static constexpr bool kSumsKeepNan = Numbers::kLow, kRoundsWeights = !Numbers::kLow;
+  // Codes are weighed by codes where the graph rounds probabilities.
+  const bool rounds_weights, sums_keep_nan;
   float *scores, *mask, *y;
-  float scale;
+  float scale, value_scale;
 
-  TileProducts(const Attention& a, const Numbers& n) : scale(a.scale * n.scale()), a_(a), n_(n), s_(a.length, a.head_dim) {
+  explicit TileProducts(const Attention& a)
+      : rounds_weights(!Numbers::kLow && a.probabilities.scale != 0.f), sums_keep_nan(!rounds_weights),
+        scale(a.scale * Numbers::score_scale(a)), value_scale(Numbers::value_scale(a)), a_(a), s_(a.length, a.head_dim) {
     float* floats = static_cast<float*>(a.scratch);
     int32_t* dwords = static_cast<int32_t*>(a.scratch);
     k_ = dwords + s_.k, v_ = dwords + s_.v, q_ = dwords + s_.q, edge_ = floats + s_.edge;
@@ -158,14 +203,12 @@ class TileProducts {
   void put_block(int query, int count) {
     for (int half = 0; half < kQueries; half += kLanes)
       for (int d = 0; d < s_.features; d += kDepth) {
-        const FeatureRows row(a_.q, a_.q_width, a_.q_column + d, a_.head_dim - d, kDepth,
-                              a_.first_query + static_cast<size_t>(query + half), count - half, edge_);
         int32_t* to = q_ + static_cast<size_t>(d) * kQueries + half;
-        for (int j = 0; j < kTileRows; ++j, to += kQueries) {
-          const Pair pair(n_.query(row(2 * j)), n_.query(row(2 * j + 1)));
-          store(to, pair.high);
-          if constexpr (Numbers::kLow) store(to + kTileRows * kQueries, pair.low);
-        }
+        const Operand q = {a_.q, a_.q_codes, a_.q_width, a_.q_column, a_.head_dim, a_.of_q};
+        Numbers::for_pairs(q, d, a_.first_query + static_cast<size_t>(query + half), count - half, edge_, [&](int j, const Pair& pair) {
+          store(to + j * kQueries, pair.high);
+          if constexpr (Numbers::kLow) store(to + (kTileRows + j) * kQueries, pair.low);
+        });
       }
   }
 
@@ -184,7 +227,7 @@ class TileProducts {
     const size_t strip = kPairTile * static_cast<size_t>(s_.features / kDepth);
     for (int key = 0; key < s_.keys; key += kDepth) {
       const int32_t* a = k_ + static_cast<size_t>(key / kTileRows) * strip;
-      multiply_pairs<Numbers::kLow>(a, a + strip, q_, s_.features, scores + static_cast<size_t>(key) * kQueries);
+      multiply_pairs<Numbers::kLow>(a, a + strip, q_, Numbers::kLow, s_.features, scores + static_cast<size_t>(key) * kQueries);
       // While the multiplier is busy with these keys, those before them, whose stores are done.
       if (key > 0) put_sums(key - kDepth);
     }
@@ -193,7 +236,7 @@ class TileProducts {
 
   // Unless something is done to weights before they are used, they are split at once.
   OBERT_INLINE void weigh(const F32 (&top)[2], F32 (&total)[2], bool change) {
-    split_ = !change && !kRoundsWeights;
+    split_ = !change && !rounds_weights;
     if (!split_) return exponentials(scores, a_.length, top, total);
     const int whole = a_.length / kDepth * kDepth;
     for (int key = 0; key < whole; key += kDepth)
@@ -214,8 +257,9 @@ class TileProducts {
   }
 
   F32 finish(int i, F32 total) {
-    (i ? right_ : left_) = n_.weight_factor(total);
-    return n_.share(total);
+    if (!rounds_weights) return div(set(value_scale), total);
+    (i ? right_ : left_) = div(set(1.f / a_.probabilities.scale), total);
+    return set(a_.probabilities.scale * value_scale);
   }
 
   OBERT_INLINE void average_values(const F32 (&share)[2]) {
@@ -224,7 +268,7 @@ class TileProducts {
     const size_t strip = kPairTile * static_cast<size_t>(s_.keys / kDepth);
     for (int d = 0; d < s_.features; d += kDepth) {
       const int32_t* a = v_ + static_cast<size_t>(d / kTileRows) * strip;
-      multiply_pairs<Numbers::kLow>(a, a + strip, weights, s_.keys, y + static_cast<size_t>(d) * kQueries);
+      multiply_pairs<Numbers::kLow>(a, a + strip, weights, !rounds_weights, s_.keys, y + static_cast<size_t>(d) * kQueries);
     }
     for (int d = 0; d < a_.head_dim; ++d)
       for (int i = 0; i < 2; ++i) {
@@ -241,14 +285,12 @@ class TileProducts {
     int32_t* to = k_;
     for (int key = 0; key < s_.keys; key += kTileRows)
       for (int d = 0; d < s_.features; d += kDepth, to += kPairTile) {
-        const FeatureRows row(a_.k, a_.k_width, a_.k_column + d, a_.head_dim - d, kDepth,
-                              a_.first + static_cast<size_t>(key), a_.length - key, edge_);
+        const Operand k = {a_.k, a_.k_codes, a_.k_width, a_.k_column, a_.head_dim, a_.of_k};
         I32 high[kLanes], low[kLanes];
-        for (int j = 0; j < kLanes; ++j) {
-          const Pair pair(n_.key(row(2 * j)), n_.key(row(2 * j + 1)));
+        Numbers::for_pairs(k, d, a_.first + static_cast<size_t>(key), a_.length - key, edge_, [&](int j, const Pair& pair) {
           high[j] = pair.high;
           if constexpr (Numbers::kLow) low[j] = pair.low;
-        }
+        });
         transpose(high);
         for (int r = 0; r < kLanes; ++r) store(to + r * kLanes, high[r]);
         if constexpr (Numbers::kLow) {
@@ -263,16 +305,15 @@ class TileProducts {
     int32_t* to = v_;
     for (int d = 0; d < s_.features; d += kTileRows)
       for (int key = 0; key < s_.keys; key += kDepth, to += kPairTile) {
-        const auto rows = [&](int from, float* memory) {
-          return FeatureRows(a_.v, a_.v_width, a_.v_column + d, a_.head_dim - d, kTileRows,
-                             a_.first + static_cast<size_t>(from), a_.length - from, memory);
-        };
-        const FeatureRows left = rows(key, edge_), right = rows(key + kLanes, edge_ + kTileRows * kLanes);
-        for (int r = 0; r < kTileRows; ++r) {
-          const Pair pair(n_.value(left(r)), n_.value(right(r)));
-          store(to + r * kLanes, pair.high);
-          if constexpr (Numbers::kLow) store(to + kTileDwords + r * kLanes, pair.low);
-        }
+        const Operand v = {a_.v, a_.v_codes, a_.v_width, a_.v_column, a_.head_dim, a_.of_v};
+        F32 left[kTileRows];
+        const size_t first = a_.first + static_cast<size_t>(key);
+        Numbers::for_values(v, d, first, a_.length - key, edge_, [&](int j, F32 value) { left[j] = value; });
+        Numbers::for_values(v, d, first + kLanes, a_.length - key - kLanes, edge_, [&](int j, F32 right) {
+          const Pair pair(left[j], right);
+          store(to + j * kLanes, pair.high);
+          if constexpr (Numbers::kLow) store(to + kTileDwords + j * kLanes, pair.low);
+        });
       }
   }
 
@@ -282,22 +323,28 @@ class TileProducts {
       for (int j = 0; j < kTileRows; ++j)
         for (int i = 0; i < 2; ++i) {
           const float* at = scores + static_cast<size_t>(key + j) * kQueries + i * kLanes;
-          const F32 factor = i ? right_ : left_;
-          put_split(key + j, i, key + j < a_.length ? n_.weight(load(at), factor) : set(0.f),
-                    key + j + kTileRows < a_.length ? n_.weight(load(at + kTileRows * kQueries), factor) : set(0.f));
+          put_split(key + j, i, key + j < a_.length ? weight(load(at), i) : set(0.f),
+                    key + j + kTileRows < a_.length ? weight(load(at + kTileRows * kQueries), i) : set(0.f));
         }
+  }
+
+  // Of e^(s - top), which may be rounded already, the code as the graph rounds it, less the zero point.
+  OBERT_INLINE F32 weight(F32 e, int i) const {
+    if (!rounds_weights) return e;
+    const Rounding& p = a_.probabilities;
+    const F32 lowest = set(a_.nan_to_zero ? 0.f : static_cast<float>(-p.zero_point)), highest = set(static_cast<float>(255 - p.zero_point));
+    return to_float(round(min(max(mul(e, i ? right_ : left_), lowest), highest)));   // the second operand where the first is NaN
   }
 
   // The weights of keys j and j + 16, vector i of the queries.
   OBERT_INLINE void put_split(int j, int i, F32 first, F32 second) {
-    const Pair pair(first, second);
+    const SplitPair pair(first, second);
     float* at = scores + static_cast<size_t>(j) * kQueries + i * kLanes;
     store(at, as_float(pair.high));
-    if constexpr (Numbers::kLow) store(at + kTileRows * kQueries, as_float(pair.low));
+    store(at + kTileRows * kQueries, as_float(pair.low));
   }
 
   const Attention& a_;
-  const Numbers n_;
   const TileScratch s_;
   int32_t *k_, *v_, *q_;
   float* edge_;
@@ -318,18 +365,17 @@ inline bool tiles_pay_for(const Attention& a) {
 inline bool tiles_suit(const Attention& a) { return Extents(a).within(a.scale, kTileSquares, kTileScores); }
 
 template <class Numbers>
-void attention_on_tiles(const Attention& a, const Numbers& n) {
+void attention_on_tiles(const Attention& a) {
   // The registers are this thread's only inside this call.
   tile_configure(kFullTiles);
-  attend(a, TileProducts<Numbers>(a, n));
+  attend(a, TileProducts<Numbers>(a));
   tile_release();
 }
 
 // On tiles where they suit, whatever a head's size.
 void attention_where_tiles_suit(const Attention& a) {
-  InCodes in_codes;
-  if (choose_codes(a, in_codes.n)) attention_on_tiles(a, in_codes);
-  else if (tiles_suit(a)) attention_on_tiles(a, InPairs());
+  if (a.q_codes && codes_fit(a)) attention_on_tiles<InCodes>(a);
+  else if (!a.q_codes && tiles_suit(a)) attention_on_tiles<InPairs>(a);
   else attention(a);
 }
 

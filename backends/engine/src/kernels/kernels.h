@@ -157,10 +157,11 @@ struct Rotary {
 // are panels, float but for `quantized`, that lie `width` features apart; the head is features column ..
 // column + head_dim of each.
 //
-// Where queries, keys and values are what their roundings made of floats, and probabilities are rounded too, products
-// may be sums of whole numbers, exact where floats are not. Otherwise, with `out`, products are float32. With
-// `quantized` alone they may run on 16-bit integers, with an error far below a step of 8 bits (attention_numbers.h
-// bounds it); NaN and infinities give what they give in floats.
+// Queries, keys and values may lie there as the 8-bit codes they were rounded to, in panels of bytes: then `of_q`, `of_k`
+// and `of_v` say what the codes stand for, and products are sums of whole numbers, exact but for weights of values that
+// are not rounded (attention_codes.h bounds the error). Of floats, with `out`, products are float32. With `quantized`
+// alone they may run on 16-bit integers, with an error far below a step of 8 bits (attention_numbers.h bounds it); NaN
+// and infinities give what they give in floats.
 struct Attention {
   int head_dim = 0;
   int length = 0;                     // keys: tokens of the sequence
@@ -168,11 +169,14 @@ struct Attention {
   int queries = 0;                    // of the sequence, in all calls together
   size_t first_query = 0;
   const float *q = nullptr, *k = nullptr, *v = nullptr;   // buffers: [panels][width][kPanel]
+  // In the place of all three: [panels][width / 4][kPanel][4]. Widths, columns and head_dim are multiples of 4
+  // then, and a call has no more queries than there are keys, or kPanel.
+  const uint8_t *q_codes = nullptr, *k_codes = nullptr, *v_codes = nullptr;
   int q_width = 0, k_width = 0, v_width = 0;
   int q_column = 0, k_column = 0, v_column = 0;
   float scale = 1.f;
   const float* mask = nullptr;        // added to the scores, or null
-  Rounding of_q, of_k, of_v;          // what q, k and v were rounded by; scale 0: by nothing that is known
+  Rounding of_q, of_k, of_v;          // what the codes stand for
   Rounding scores, probabilities;
   bool nan_to_zero = false;           // p is 0 where softmax gives NaN
   // Without a float output, multiply 16-bit integers where they suit: twice the rate, and an error

@@ -190,7 +190,16 @@ size_t float_at(size_t token, int width, int column) {
          token % kPanel;
 }
 
+// A feature of a token of queries, keys or values: the float, or its code less the zero point.
+double feature(const float* x, const uint8_t* codes, int width, const Rounding& of, size_t token, int column) {
+  if (!codes) return x[float_at(token, width, column)];
+  const size_t panel = token / kPanel * static_cast<size_t>(width) * kPanel;
+  return codes[panel + byte_at(static_cast<size_t>(column), token % kPanel)] - of.zero_point;
+}
+
 void attention(const Attention& a) {
+  const bool codes = a.q_codes != nullptr;
+  const double of_scores = codes ? static_cast<double>(a.of_q.scale) * a.of_k.scale : 1, of_y = codes ? a.of_v.scale : 1;
   double* p = static_cast<double*>(a.scratch);
   for (int i = a.query_begin; i < a.query_end; ++i) {
     const size_t query = a.first_query + static_cast<size_t>(i);
@@ -199,10 +208,10 @@ void attention(const Attention& a) {
       const size_t key = a.first + static_cast<size_t>(k);
       double dot = 0;
       for (int d = 0; d < a.head_dim; ++d)
-        dot += static_cast<double>(a.q[float_at(query, a.q_width, a.q_column + d)]) *
-               a.k[float_at(key, a.k_width, a.k_column + d)];
+        dot += feature(a.q, a.q_codes, a.q_width, a.of_q, query, a.q_column + d) *
+               feature(a.k, a.k_codes, a.k_width, a.of_k, key, a.k_column + d);
       // In float from here: masks of -3.4e38 are meant to swallow the scores.
-      float score = rounded(a.scores, static_cast<float>(dot * a.scale));
+      float score = rounded(a.scores, static_cast<float>(dot * of_scores * a.scale));
       if (a.mask) score += a.mask[static_cast<size_t>(i) * a.mask_stride + k];
       p[k] = score;
       top = score > top ? static_cast<double>(score) : top;
@@ -219,8 +228,8 @@ void attention(const Attention& a) {
     for (int d = 0; d < a.head_dim; ++d) {
       double sum = 0;
       for (int k = 0; k < a.length; ++k)
-        sum += p[k] * a.v[float_at(a.first + static_cast<size_t>(k), a.v_width, a.v_column + d)];
-      const float y = static_cast<float>(sum);
+        sum += p[k] * feature(a.v, a.v_codes, a.v_width, a.of_v, a.first + static_cast<size_t>(k), a.v_column + d);
+      const float y = static_cast<float>(sum * of_y);
       if (a.out) a.out[float_at(query, a.out_width, a.out_column + d)] = y;
       if (!a.quantized) continue;
       const size_t panel = query / kPanel * (static_cast<size_t>(a.quantized_width) / kBlock * kBlock * kPanel);

@@ -67,6 +67,8 @@ template <int N>
 inline I32 shift_right(I32 a) {  // zeros come in
   return _mm512_srli_epi32(a, N);
 }
+// Of 16 bits each.
+inline I32 sub_pairs(I32 a, I32 b) { return _mm512_sub_epi16(a, b); }
 
 inline F32 to_float(I32 a) { return _mm512_cvtepi32_ps(a); }
 inline I32 round(F32 a) { return _mm512_cvtps_epi32(a); }

@@ -64,6 +64,12 @@ template <int N>
 inline I32 shift_left(I32 a) {
   return vshlq_n_s32(a, N);
 }
+template <int N>
+inline I32 shift_right(I32 a) {  // zeros come in
+  return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), N));
+}
+// Of 16 bits each.
+inline I32 sub_pairs(I32 a, I32 b) { return vreinterpretq_s32_s16(vsubq_s16(vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b))); }
 
 inline F32 to_float(I32 a) { return vcvtq_f32_s32(a); }
 inline I32 round(F32 a) { return vcvtnq_s32_f32(a); }

@@ -32,6 +32,7 @@ struct Case {
 size_t at(size_t token, int width, int column) {
   return (token / kPanel * static_cast<size_t>(width) + column) * kPanel + token % kPanel;
 }
+size_t code_at(size_t token, int width, int column) { return at(token, width / kBlock, column / kBlock) * kBlock + column % kBlock; }
 
 enum Poison { kNothing, kNanQuery, kInfiniteKey, kNanValue, kLargeValue, kDenormalQuery };
 
@@ -231,50 +232,62 @@ double code_less_zero(double x, const Rounding& r) {
   return std::fmin(std::fmax(std::nearbyint(x), -r.zero_point), 255 - r.zero_point);
 }
 
-// Queries, keys and values that 8-bit codes stand for, probabilities rounded to codes, against sums of whole numbers.
-// Queries with a score at the border between two codes are left out; a probability there counts as one or the other.
-void check_codes(const std::vector<const Kernels*>& tables, int length, int head_dim, size_t first, int queries, int zero_point, bool masked,
-                 bool round_scores) {
-  Random random(static_cast<uint32_t>(length * 7 + head_dim));
-  const size_t panels = panels_of(first + static_cast<size_t>(length));
-  const int columns = 5, width = head_dim + columns;
+struct CodesCase {
+  int length, head_dim;
+  size_t first;
+  int queries, zero_point;
+  bool masked, round_scores, round_probabilities;
+};
+
+// Queries, keys and values as 8-bit codes, against sums of whole numbers. Queries with a score at the border between two
+// codes are left out; a rounded probability there counts as one or the other.
+void check_codes(const std::vector<const Kernels*>& tables, const CodesCase& c) {
+  Random random(static_cast<uint32_t>(c.length * 7 + c.head_dim));
+  const size_t panels = panels_of(c.first + static_cast<size_t>(c.length));
+  const int width = c.head_dim + 12;
   Attention a;
-  a.of_q = {.0371f, zero_point}, a.of_k = {.0293f, 255 - zero_point}, a.of_v = {.0117f, zero_point};
-  a.probabilities = {1 / 255.f, zero_point / 50};
-  if (round_scores) a.scores = {.0831f, 120};
-  Buffer<float> q(panels * panel_floats(width), NAN), k(q.size(), NAN), v(q.size(), NAN);
-  const auto fill = [&](Buffer<float>& x, const Rounding& r, int column) {
-    for (int t = 0; t < length; ++t)
-      for (int d = 0; d < head_dim; ++d)   // the ends of the codes among them
-        x[at(first + static_cast<size_t>(t), width, column + d)] =
-            static_cast<float>((random.chance(.1) ? (random.chance(.5) ? 0 : 255) : random.integer(90, 165)) - r.zero_point) * r.scale;
+  a.of_q = {.0371f, c.zero_point}, a.of_k = {.0293f, 255 - c.zero_point}, a.of_v = {.0117f, c.zero_point};
+  if (c.round_probabilities) a.probabilities = {1 / 255.f, c.zero_point / 50};
+  if (c.round_scores) a.scores = {.0831f, 120};
+  Buffer<uint8_t> q(panels * panel_bytes(width), 171), k(q.size(), 172), v(q.size(), 173);
+  const auto place = [&](size_t i, int f) { return code_at(c.first + i, width, f); };
+  const auto fill = [&](Buffer<uint8_t>& x, int column) {
+    for (int t = 0; t < c.length; ++t)
+      for (int d = 0; d < c.head_dim; ++d)   // the ends of the codes among them
+        x[place(t, column + d)] =
+            static_cast<uint8_t>(random.chance(.1) ? (random.chance(.5) ? 0 : 255) : random.integer(90, 165));
   };
-  fill(q, a.of_q, 1), fill(k, a.of_k, 2), fill(v, a.of_v, columns);
-  std::vector<float> mask(static_cast<size_t>(length));
-  for (int j = 0; j < length; ++j) mask[j] = masked || (j && random.chance(.3)) ? -INFINITY : 0.f;
-  a.head_dim = head_dim, a.length = length, a.first = a.first_query = first;
-  a.queries = a.query_end = queries;
-  a.q = q.data(), a.k = k.data(), a.v = v.data(), a.mask = mask.data();
-  a.q_width = a.k_width = a.v_width = a.out_width = width;
-  a.q_column = 1, a.k_column = 2, a.v_column = columns;
-  a.scale = .2f / static_cast<float>(head_dim);
-  a.nan_to_zero = masked && zero_point == 128;
+  fill(q, 4), fill(k, 8), fill(v, 12);
+  std::vector<float> mask(static_cast<size_t>(c.length));
+  for (int j = 0; j < c.length; ++j) mask[j] = c.masked || (j && random.chance(.3)) ? -INFINITY : 0.f;
+  a.head_dim = c.head_dim, a.length = c.length, a.first = a.first_query = c.first;
+  a.queries = c.queries;
+  a.q_codes = q.data(), a.k_codes = k.data(), a.v_codes = v.data(), a.mask = mask.data();
+  a.q_width = a.k_width = a.v_width = a.out_width = a.quantized_width = width;
+  a.q_column = 4, a.k_column = 8, a.v_column = 12, a.out_column = 4;
+  a.scale = .2f / static_cast<float>(c.head_dim);
+  a.nan_to_zero = c.masked && c.zero_point == 128;
+  a.inverse_scale = 40.f, a.zero_point = 128;
   for (const Kernels* table : tables) {
-    Buffer<float> out(q.size(), 77.f);
-    Buffer<char> scratch(table->attention_scratch(length, head_dim), 1);
-    a.scratch = scratch.data(), a.out = out.data();
-    table->attention(a);
+    Buffer<float> out(panels * panel_floats(width), 77.f);
+    Buffer<uint8_t> quantized(q.size(), 99);
+    Buffer<char> scratch(table->attention_scratch(c.length, c.head_dim), 1);
+    a.scratch = scratch.data(), a.out = out.data(), a.quantized = quantized.data();
+    for (a.query_begin = 0; a.query_begin < c.queries; a.query_begin = a.query_end) {
+      a.query_end = std::min(c.queries, a.query_begin + 144);
+      table->attention(a);
+    }
     CHECK(!machine_configured(), "%s keeps its registers", table->name);
-    for (int i = 0; i < queries; ++i) {
-      std::vector<double> p(static_cast<size_t>(length));
+    for (int i = 0; i < c.queries; ++i) {
+      std::vector<double> p(static_cast<size_t>(c.length));
       double top = -INFINITY, total = 0;
       bool border = false;
-      for (int j = 0; j < length; ++j) {
-        double dot = 0;
-        for (int d = 0; d < head_dim; ++d)
-          dot += std::nearbyint(q[at(first + i, width, 1 + d)] / a.of_q.scale) * std::nearbyint(k[at(first + j, width, 2 + d)] / a.of_k.scale);
-        p[j] = dot * a.of_q.scale * a.of_k.scale * a.scale;
-        if (round_scores) {
+      for (int j = 0; j < c.length; ++j) {
+        int dot = 0;
+        for (int d = 0; d < c.head_dim; ++d)
+          dot += (q[place(i, 4 + d)] - a.of_q.zero_point) * (k[place(j, 8 + d)] - a.of_k.zero_point);
+        p[j] = static_cast<double>(dot) * a.of_q.scale * a.of_k.scale * a.scale;
+        if (c.round_scores) {
           border |= near_half(p[j] / a.scores.scale) < 1e-3;
           p[j] = code_less_zero(p[j] / a.scores.scale, a.scores) * a.scores.scale;
         }
@@ -285,21 +298,35 @@ void check_codes(const std::vector<const Kernels*>& tables, int length, int head
       for (double& x : p) total += x = std::exp(x - top);
       int unsure = 0;
       for (double& x : p) {
+        if (!c.round_probabilities) {
+          x = c.masked ? (a.nan_to_zero ? 0. : NAN) : x / total;
+          continue;
+        }
         const double steps = x / total / a.probabilities.scale;
         unsure += near_half(steps) < 2e-3;
-        x = masked ? (a.nan_to_zero ? 0. : -a.probabilities.zero_point) : code_less_zero(steps, a.probabilities);
+        x = (c.masked ? (a.nan_to_zero ? 0. : -a.probabilities.zero_point) : code_less_zero(steps, a.probabilities)) * a.probabilities.scale;
       }
-      for (int d = 0; d < head_dim; ++d) {
-        double sum = 0;
-        for (int j = 0; j < length; ++j) sum += p[j] * std::nearbyint(v[at(first + j, width, columns + d)] / a.of_v.scale);
-        const double y = sum * a.probabilities.scale * a.of_v.scale, step = a.probabilities.scale * 255 * a.of_v.scale;
-        const float got = out[at(first + i, width, d)];
-        if (!CHECK(check::near(y, got, 2e-5 * (255 * a.of_v.scale + std::fabs(y)) + unsure * step),
-                   "%s codes, length %d head %d first %zu zero point %d: query %d feature %d: %.8g, got %.8g", table->name, length, head_dim,
-                   first, zero_point, i, d, y, got))
+      const double largest = 255 * a.of_v.scale;
+      const double weights = c.round_probabilities ? unsure * a.probabilities.scale : c.length / std::fmin(32766 * total, 8.36e6);
+      for (int d = 0; d < c.head_dim; ++d) {
+        double y = 0;
+        for (int j = 0; j < c.length; ++j) y += p[j] * (v[place(j, 12 + d)] - a.of_v.zero_point) * a.of_v.scale;
+        const float got = out[at(c.first + i, width, 4 + d)];
+        const int byte = quantized[place(i, 4 + d)];
+        const double bound = 2e-5 * (largest + std::fabs(y)) + (std::isnan(weights) ? 0 : weights) * largest;
+        if (!CHECK(check::near(y, got, bound), "%s codes, length %d head %d first %zu zero point %d: query %d feature %d: %.8g, got %.8g",
+                   table->name, c.length, c.head_dim, c.first, c.zero_point, i, d, y, got))
           return;
+        if (std::isnan(y)) CHECK(byte == 0, "%s NaN quantised to %d", table->name, byte);
+        else
+          CHECK(std::fabs(std::fmin(std::fmax(y * 40 + 128, 0), 255) - byte) <= .5 + 40 * bound + 1e-4, "%s quantised %g, got %d",
+                table->name, y * 40 + 128, byte);
       }
     }
+    for (size_t t = 0; t < panels * kPanel; ++t)
+      for (int f = 0; f < width; ++f)
+        if (t < c.first || t >= c.first + static_cast<size_t>(c.queries) || f < 4 || f >= 4 + c.head_dim)
+          CHECK(out[at(t, width, f)] == 77.f && quantized[code_at(t, width, f)] == 99, "%s wrote token %zu feature %d", table->name, t, f);
   }
 }
 
@@ -351,11 +378,12 @@ int main() {
     for (bool all_masked : {false, true})
       for (int queries : {length, std::min(length, 5)}) check_roundings(tables, length, queries, all_masked);
   for (int length : {1, 2, 15, 17, 37, 64, 65, 130, 384})
-    for (int head_dim : {3, 16, 33, 64})
-      for (int zero_point : {0, 128, 255}) {
-        const int pick = length + head_dim + zero_point;
-        check_codes(tables, length, head_dim, pick % 2 ? size_t{5} : size_t{64}, pick % 3 ? length : std::min(length, 5), zero_point,
-                    pick % 5 == 0, pick % 4 != 0);
-      }
+    for (int head_dim : {4, 16, 36, 64})
+      for (int zero_point : {0, 128, 255})
+        for (bool round_probabilities : {false, true}) {
+          const int pick = length + head_dim / 4 + zero_point;
+          check_codes(tables, {length, head_dim, pick % 2 ? size_t{5} : size_t{64}, pick % 3 ? length : std::min(length, 5), zero_point,
+                               pick % 5 == 0, pick % 4 != 0, round_probabilities});
+        }
   return check::report("attention");
 }

@@ -99,6 +99,12 @@ template <int N>
 inline I32 shift_right(I32 a) {
   return each(a, [](int32_t x) { return static_cast<int32_t>(static_cast<uint32_t>(x) >> N); });
 }
+inline I32 sub_pairs(I32 a, I32 b) {
+  return each(a, b, [](int32_t x, int32_t y) {
+    const uint32_t low = (static_cast<uint32_t>(x) - static_cast<uint32_t>(y)) & 0xffffu;
+    return static_cast<int32_t>(low | ((static_cast<uint32_t>(x) >> 16) - (static_cast<uint32_t>(y) >> 16)) << 16);
+  });
+}
 
 inline F32 as_float(I32 a) { return same_bits<F32>(a); }
 inline I32 as_int(F32 a) { return same_bits<I32>(a); }

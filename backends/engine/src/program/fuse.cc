@@ -196,7 +196,9 @@ class Fuser {
 
   bool mergeable(const Fused& f) const {
     const Op& op = ops_[f.op];
-    return op.kind == OpKind::kLinear && f.last == f.op && f.quantize < 0 && op.width % kBlock == 0;
+    // What makes codes of its sums is folded into the scale and the bias of each row: sums of whole numbers have them.
+    const bool in_codes = f.quantize >= 0 && !f.keep_float && ops_[op.inputs[0]].quantized;
+    return op.kind == OpKind::kLinear && f.last == f.op && (f.quantize < 0 || in_codes) && op.width % kBlock == 0;
   }
 
   // Queries, keys and values: one walk over the activations instead of three.
@@ -206,6 +208,7 @@ class Fuser {
       for (size_t j = i + 1; j < fused_.size(); ++j) {
         if (!mergeable(fused_[j]) || fused_[j].group >= 0) continue;
         if (ops_[fused_[j].op].inputs[0] != ops_[fused_[i].op].inputs[0]) continue;
+        if ((fused_[j].quantize < 0) != (fused_[i].quantize < 0)) continue;
         fused_[j].group = static_cast<int>(i);
       }
     }

@@ -149,7 +149,7 @@ void Group::gather(const Step& s) {
 void Group::pick(const Step& s) {
   const Slice& to = s.out.used() ? s.out : s.quantized;
   const size_t size = dwords(to.buffer), token = s.token_in(run_.length);
-  const auto column = static_cast<size_t>(s.x.column);   // of floats: products of several tensors share no uint8 buffer
+  const auto column = static_cast<size_t>(s.x.column / (p_.buffers[s.x.buffer].quantized ? kBlock : 1));
   sharing_.each(now_.panels * (kPanel / kGroup), [&](size_t task) {
     const size_t first = task * kGroup, end = std::min(now_.count, first + kGroup);
     for (size_t row = 0; row < size && first < end; ++row) {
@@ -321,8 +321,15 @@ void Group::attention(const Step& s, size_t step) {
     const auto column_in = [&](const Slice& shared) {   // of the head that so many heads of queries share
       return static_cast<int>(head) / (heads / (shared.width / s.head_dim)) * s.head_dim;
     };
-    a.q = floats(s.x, 0), a.k = floats(s.key, 0), a.v = floats(s.value, 0);
-    a.q_width = a.k_width = a.v_width = a.out_width = static_cast<int>(p_.arena_bytes / (kPanel * sizeof(float)));
+    a.out_width = static_cast<int>(p_.arena_bytes / (kPanel * sizeof(float)));
+    a.quantized_width = static_cast<int>(p_.arena_bytes / kPanel);
+    if (p_.buffers[s.x.buffer].quantized) {
+      a.q_codes = bytes(s.x, 0), a.k_codes = bytes(s.key, 0), a.v_codes = bytes(s.value, 0);
+      a.q_width = a.k_width = a.v_width = a.quantized_width;
+    } else {
+      a.q = floats(s.x, 0), a.k = floats(s.key, 0), a.v = floats(s.value, 0);
+      a.q_width = a.k_width = a.v_width = a.out_width;
+    }
     a.q_column = a.out_column = column;
     a.k_column = column_in(s.key), a.v_column = column_in(s.value);
     a.scale = s.scale;
@@ -335,7 +342,6 @@ void Group::attention(const Step& s, size_t step) {
     a.query_end = std::min(a.queries, a.query_begin + static_cast<int>(queries));
     a.out = floats(s.out, 0);
     a.quantized = bytes(s.quantized, 0);
-    a.quantized_width = static_cast<int>(p_.arena_bytes / kPanel);
     a.inverse_scale = s.inverse_scale;
     a.zero_point = s.zero_point;
     static thread_local Arena workspace;

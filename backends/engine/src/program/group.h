@@ -49,7 +49,9 @@ class Group {
     if (!s.used()) return nullptr;
     return reinterpret_cast<float*>(at(memory_, s.buffer, panel)) + static_cast<size_t>(s.column) * kPanel;
   }
-  uint8_t* bytes(const Slice& s, size_t panel) const { return s.used() ? at(memory_, s.buffer, panel) : nullptr; }
+  uint8_t* bytes(const Slice& s, size_t panel) const {
+    return s.used() ? at(memory_, s.buffer, panel) + static_cast<size_t>(s.column) * kPanel : nullptr;
+  }
   // Dword `row` of a token, of float buffers and uint8 buffers alike.
   uint32_t* dword(uint8_t* memory, int buffer, size_t token, size_t row) const {
     return reinterpret_cast<uint32_t*>(at(memory, buffer, token / kPanel)) + row * kPanel + token % kPanel;

@@ -24,6 +24,7 @@ class Lowering {
   Program run() {
     add_exports();
     narrow_ops();
+    attend_to_codes();
     Fusion fusion = fuse(ops_, exported_ops());
     fused_ = std::move(fusion.steps);
     rows_of_ = std::move(fusion.rows_of);
@@ -72,6 +73,16 @@ class Lowering {
     Narrowed n = narrow(ops_, exported_ops());
     ops_ = std::move(n.ops);
     for (Export& e : exports_) e.op = n.place[e.op];
+  }
+
+  // Queries, keys and values that are dequantised for an attention alone stay codes.
+  void attend_to_codes() {
+    const auto of_codes = [&](int o) { return ops_[o].kind == OpKind::kDequantize; };
+    for (Op& op : ops_) {
+      if (op.kind != OpKind::kAttention || op.head_dim % kBlock != 0 || op.by_query.used() || op.by_key.used()) continue;
+      if (std::all_of(op.inputs.begin(), op.inputs.end(), of_codes))
+        for (int& input : op.inputs) input = ops_[input].inputs[0];
+    }
   }
 
   int new_buffer(int width, bool quantized, bool picked) {
@@ -256,7 +267,7 @@ class Lowering {
     } else if (f.keep_float) {
       s.out = fresh(f.last);
     }
-    if (f.quantize >= 0) quantized_output(s, f.quantize);
+    if (f.quantize >= 0 && !s.quantized.used()) quantized_output(s, f.quantize);
     if (f.rounded >= 0) {
       s.out = fresh(f.rounded);
       s.out_rounding.scale = ops_[f.quantize].quantization.scale;
@@ -280,9 +291,9 @@ class Lowering {
     s.zero_point = ops_[op].quantization.zero_point;
   }
 
-  static Rounding rounding_of(const Op& op) {
-    if (op.kind != OpKind::kDequantize) return {};
-    return {op.quantization.scale, op.quantization.zero_point};
+  Rounding rounding_of(int op) const {
+    if (!ops_[op].quantized) return {};
+    return {ops_[op].quantization.scale, ops_[op].quantization.zero_point};
   }
 
   void attention(Step& s, const Op& op) {
@@ -290,7 +301,7 @@ class Lowering {
     s.x = place_[op.inputs[0]];
     s.key = place_[op.inputs[1]];
     s.value = place_[op.inputs[2]];
-    s.of_x = rounding_of(ops_[op.inputs[0]]), s.of_key = rounding_of(ops_[op.inputs[1]]), s.of_value = rounding_of(ops_[op.inputs[2]]);
+    s.of_x = rounding_of(op.inputs[0]), s.of_key = rounding_of(op.inputs[1]), s.of_value = rounding_of(op.inputs[2]);
     s.head_dim = op.head_dim;
     s.scale = op.scale;
     for (int i : {0, 1}) s.masks[i] = mask(op.masks[i]);
@@ -303,31 +314,35 @@ class Lowering {
   }
 
   void product(Step& s, size_t index) {
-    std::vector<const Op*> members;
-    std::vector<int> results;
-    int width = 0;
-    for (size_t j = index; j < fused_.size(); ++j) {
-      if (j != index && fused_[j].group != static_cast<int>(index)) continue;
-      members.push_back(&ops_[fused_[j].op]);
-      results.push_back(fused_[j].last);
-      width += ops_[fused_[j].last].width;
-    }
+    std::vector<const Fused*> members;
+    for (size_t j = index; j < fused_.size(); ++j)
+      if (j == index || fused_[j].group == static_cast<int>(index)) members.push_back(&fused_[j]);
     std::vector<Outputs> outputs;
-    for (const Op* member : members) outputs.push_back({&m_.weights[member->weights], member->begin, member->width});
-    const Op& input = ops_[members[0]->inputs[0]];
+    for (const Fused* f : members) outputs.push_back({&m_.weights[ops_[f->op].weights], ops_[f->op].begin, ops_[f->op].width});
+    const Op& input = ops_[ops_[members[0]->op].inputs[0]];
     s.product = static_cast<int>(p_.products.size());
     p_.products.push_back(prepare(outputs, input.quantized ? &input.quantization : nullptr, *p_.kernels));
-    if (!fused_[index].keep_float) return;
-    int buffer = new_buffer(width, false, ops_[fused_[index].op].picked);
+    const Fused& first = *members[0];
+    const bool in_codes = members.size() > 1 && first.quantize >= 0;
+    if (!in_codes && !first.keep_float) return;
+    Slice& to = in_codes ? s.quantized : s.out;
+    for (const Fused* f : members) to.width += ops_[f->op].width;
+    to.buffer = new_buffer(to.width, in_codes, ops_[first.op].picked);
     int column = 0;
-    for (int r : results) {
-      place_[r].buffer = buffer;
-      place_[r].column = column;
-      place_[r].width = ops_[r].width;
-      column += ops_[r].width;
+    for (const Fused* f : members) {
+      const int result = in_codes ? f->quantize : f->last, width = ops_[result].width;
+      place_[result] = {to.buffer, column, width};
+      if (in_codes) fold(ops_[result].quantization, p_.products.back(), column, width);
+      column += width;
     }
-    s.out.buffer = buffer;
-    s.out.width = width;
+  }
+
+  // Makes rows of a product come out as codes, not yet rounded.
+  static void fold(const Quantization& q, Product& product, int first, int count) {
+    for (int row = first; row < first + count; ++row) {
+      product.scale[row] /= q.scale;
+      product.bias[row] = product.bias[row] / q.scale + static_cast<float>(q.zero_point);
+    }
   }
 
   const Graph& g_;

@@ -83,7 +83,7 @@ struct Step {
   AddedMask masks[2];                     // kAttention
   PositionTerm by_query, by_key;          // kAttention; the index of `by_key` is [.., key, query]
   bool nan_to_zero = false;               // kAttention
-  Rounding of_x, of_key, of_value;        // kAttention: what they were rounded by, if that is known
+  Rounding of_x, of_key, of_value;        // kAttention: what codes of them stand for
   Rounding scores, probabilities;         // kAttention
   // kProduct, kPointwise: see Epilogue; kLayerNorm: out_rounding is that of `quantized`
   Rounding rounding, shift_rounding, out_rounding;

@@ -162,11 +162,9 @@ void bench_rotary(const Kernels& k) {
 }
 
 void bench_attention(const Kernels& k, double peak) {
-  enum { kFloats, kIntegers, kCodes };
-  constexpr const char* kNames[] = {"of floats", "of integers", "of codes"};
   for (int length : {16, 64, 128, 384})
     for (int head_dim : {32, 64})
-      for (int numbers : {kFloats, kIntegers, kCodes}) {
+      for (bool codes : {false, true}) {
         const int width = 768;
         const size_t panels = panels_of(static_cast<size_t>(length));
         Buffer<float> q(panels * panel_floats(width)), key(q.size()), v(q.size());
@@ -174,15 +172,14 @@ void bench_attention(const Kernels& k, double peak) {
         Random random(1);
         for (size_t i = 0; i < q.size(); ++i)
           q[i] = random.normal(), key[i] = random.normal(), v[i] = random.normal();
-        for (Buffer<uint8_t>* codes : {&q_codes, &k_codes, &v_codes})
-          for (size_t i = 0; i < codes->size(); ++i) (*codes)[i] = static_cast<uint8_t>(random.integer(90, 165));
+        for (Buffer<uint8_t>* x : {&q_codes, &k_codes, &v_codes})
+          for (size_t i = 0; i < x->size(); ++i) (*x)[i] = static_cast<uint8_t>(random.integer(90, 165));
         Buffer<uint8_t> quantized(panels * panel_bytes(width));
         Buffer<char> scratch(k.attention_scratch(length, head_dim));
         std::vector<float> mask(static_cast<size_t>(length));
         Attention a;
-        a.integers = numbers == kIntegers;
         a.head_dim = head_dim, a.length = length;
-        if (numbers == kCodes) {
+        if (codes) {
           a.q_codes = q_codes.data(), a.k_codes = k_codes.data(), a.v_codes = v_codes.data();
           a.of_q = a.of_k = a.of_v = {.04f, 128};
         } else {
@@ -195,8 +192,8 @@ void bench_attention(const Kernels& k, double peak) {
         a.scratch = scratch.data();
         const double time = seconds([&] { k.attention(a); });
         const double rate = 2. * length * length * head_dim / time * 1e-9;
-        std::printf("%-11s attention %-11s length %3d head %2d: %7.1f us, %6.1f GMAC/s, %3.0f%% of the float peak\n", k.name,
-                    kNames[numbers], length, head_dim, time * 1e6, rate, 100 * rate / peak);
+        std::printf("%-11s attention %-9s length %3d head %2d: %7.1f us, %6.1f GMAC/s, %3.0f%% of the float peak\n", k.name,
+                    codes ? "of codes" : "of floats", length, head_dim, time * 1e6, rate, 100 * rate / peak);
       }
 }
 

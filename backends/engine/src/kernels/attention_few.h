@@ -1,4 +1,4 @@
-// Attention of a few queries, in floats: keys in lanes, one query after another. Include after attention_numbers.h and attention_softmax.h.
+// Attention of a few queries, in floats: keys in lanes, one query after another. Include after attention_softmax.h.
 //
 //   scores [keys]    sums over d of q[d], broadcast, times a row of k
 //   y      [d]       sums over the lanes of the weights times a row of v, kLanes rows through a transpose
@@ -14,6 +14,13 @@ static_assert(kFewQueries <= kQueries, "they are handed over as one block");
 
 // Of a sequence and not of a call: results do not depend on how the work was split.
 inline bool are_few(const Attention& a) { return a.queries <= kFewQueries; }
+
+inline float sum_of_lanes(F32 x) {
+  float lanes[kLanes], total = 0;
+  store(lanes, x);
+  for (float l : lanes) total += l;
+  return total;
+}
 
 // Calls f(token, key, count) for runs of keys that lie side by side in a panel.
 template <class F>

@@ -1,9 +1,16 @@
 // Sums of products, a tile of them in registers: rows of one operand are broadcast element by element against vectors of
-// the other. Include after attention_numbers.h.
+// the other. Of floats, or of 16-bit integers two to a dword, where there is `dot2`: twice as many at once.
 #pragma once
 
 namespace obert {
 namespace {
+
+inline I32 join(I32 low, I32 high) { return bit_or(bit_and(low, set(0xffff)), shift_left<16>(high)); }
+
+inline F32 multiply_add(F32 sum, F32 a, F32 b) { return fma(a, b, sum); }
+inline I32 multiply_add(I32 sum, I32 a, I32 b) { return dot2(sum, a, b); }
+inline F32 zero_like(float) { return set(0.f); }
+inline I32 zero_like(int32_t) { return set(0); }
 
 // Rows of accumulators as nested structs: an array this large GCC would keep up to date in memory.
 template <class Element, int M>

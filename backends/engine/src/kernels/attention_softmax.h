@@ -53,7 +53,7 @@ inline void round_weights(const Attention& a, float* scores, F32 total) {
   }
 }
 
-// `products` says how the two are multiplied: VectorProducts (attention.h), CodeProducts (attention_codes.h) or
+// `products` says how the two are multiplied: FloatProducts (attention_floats.h), CodeProducts (attention_codes.h) or
 // TileProducts (attention_tiles.h). Inlined into its caller, GCC 12 leaves it too few registers: AVX2 lost 40% to that.
 template <class Products>
 __attribute__((noinline)) void attend(const Attention& a, Products products) {

@@ -20,6 +20,7 @@
 // Tiles read and write denormals as zero, and the pair of an infinity is NaN: `tiles_suit` leaves heads with
 // infinities or NaN, or near denormals as a whole, to floats. A softmax that is NaN reaches y in the factor of its sums.
 #pragma once
+#include "attention_extents.h"
 
 namespace obert {
 namespace {

@@ -145,7 +145,6 @@ struct Program {
   size_t arena_bytes = 0;                 // per panel of tokens
   int sequence_rank = 0;                  // 3 when a step needs [batch, sequence, width], otherwise 0
   const Kernels* kernels = nullptr;
-  bool integer_attention = false;         // see Attention::integers
   Traffic traffic;                        // Executor counts it,
   Tail tail;                              // finds this,
   bool drops_padding = false;             // and this

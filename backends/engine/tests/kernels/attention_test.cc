@@ -69,7 +69,6 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
 
   Attention a;
 
-  a.integers = true;
   a.head_dim = c.head_dim;
   a.length = c.length;
   a.first = c.first;
@@ -167,21 +166,11 @@ void check_case(const Case& c, const std::vector<const Kernels*>& tables, int po
       CHECK(std::sqrt(squares / outputs) <= 1e-7 * largest + more / 100, "%s length %d head %d: off by %g in the mean, %g allowed",
             table->name, c.length, c.head_dim, std::sqrt(squares / outputs), more / 100);
     if (!a.quantized) continue;
+    const std::vector<uint8_t> before(quantized.data(), quantized.data() + quantized.size());
     a.out = nullptr;
     run();
-    const double d = a.scale * longest_q * longest_k * std::sqrt(c.head_dim) / 32700;
-    const double bound = largest * (2 * (std::exp(2 * d) - 1) + c.length / 32767. + 1 / 16383. + 4e-5);
-    for (size_t t = first_query; t < last_query; ++t)
-      for (int f = 4; f < 4 + c.head_dim; ++f) {
-        const double y = expected[(t - first_query) * c.head_dim + f - 4];
-        const int byte =
-            quantized[(t / kPanel * (out_width + 8) / 4 + f / 4) * size_t{kPanel} * 4 + t % kPanel * 4 + f % 4];
-        if (std::isnan(y)) CHECK(byte == 0, "%s NaN quantised to %d", table->name, byte);
-        else if (!CHECK(std::fabs(std::fmin(std::fmax(y * 40 + 128, 0), 255) - byte) <= .5 + 40 * bound,
-                        "%s length %d head %d first %zu, quantised alone: %g, got %d", table->name, c.length,
-                        c.head_dim, c.first, y * 40 + 128, byte))
-          return;
-      }
+    CHECK(!std::memcmp(before.data(), quantized.data(), before.size()), "%s length %d head %d first %zu: other codes without floats",
+          table->name, c.length, c.head_dim, c.first);
   }
 }
 
@@ -195,7 +184,6 @@ void check_roundings(const std::vector<const Kernels*>& tables, int length, int 
   for (size_t i = 0; i < n; ++i) q[i] = random.normal(), k[i] = random.normal(), v[i] = random.real(-1, 1);
   const std::vector<float> mask(static_cast<size_t>(length), all_masked ? -INFINITY : 0.f);
   Attention a;
-  a.integers = true;
   a.head_dim = head_dim, a.length = length, a.queries = a.query_end = queries;
   a.q = q.data(), a.k = k.data(), a.v = v.data(), a.mask = mask.data();
   a.q_width = a.k_width = a.v_width = a.out_width = head_dim;

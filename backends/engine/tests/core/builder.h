@@ -172,14 +172,18 @@ inline int layer_norm(Builder& b, Numbers& r, int x, int width) {
   return b.node("LayerNormalization", {x, b.constant({width}, gamma), b.constant({width}, r.normals(width, 0.1f))}, n);
 }
 
-// One BERT layer over `hidden`; `mask` is a value to add to the scores, or -1.
-inline int encoder_layer(Builder& b, Numbers& r, int hidden, int mask, int width, int heads, int inner, float density) {
+// One BERT layer over `hidden`; `mask` is a value to add to the scores, or -1. `in_codes`: queries, keys and values are
+// quantised and dequantised.
+inline int encoder_layer(Builder& b, Numbers& r, int hidden, int mask, int width, int heads, int inner, float density,
+                         bool in_codes = false) {
   int head_dim = width / heads;
   int split = b.constant({0, 0, heads, head_dim}), join = b.constant({0, 0, width});
   int x = b.fake_quantize(hidden, 0.03f, 125);
-  int q = b.node("Reshape", {quantized_linear(b, r, x, width, width, density), split});
-  int k = b.node("Reshape", {quantized_linear(b, r, x, width, width, density), split});
-  int v = b.node("Reshape", {quantized_linear(b, r, x, width, width, density), split});
+  const auto operand = [&](float scale, uint8_t zero) {
+    const int y = quantized_linear(b, r, x, width, width, density);
+    return b.node("Reshape", {in_codes ? b.fake_quantize(y, scale, zero) : y, split});
+  };
+  int q = operand(0.02f, 127), k = operand(0.03f, 121), v = operand(0.02371f, 133);   // no multiple of the scale that rounds averages of them
   int scores = b.node("MatMul", {b.transpose(q, {0, 2, 1, 3}), b.transpose(k, {0, 2, 3, 1})});
   scores = b.node("Mul", {scores, b.scalar(0.125f)});
   if (mask >= 0) scores = b.node("Add", {scores, mask});

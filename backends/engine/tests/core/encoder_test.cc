@@ -104,7 +104,8 @@ void classifier(const Kernels* kernels, int count, int batch, int length, int th
   }
   auto got = run_engine(b.graph, known, kernels, threads);
   auto expected = Reference(b.graph).run(known);
-  for (const auto& [value, array] : got) compare(array, expected.at(value), 0.2, 0.02);
+  // Weights of 16 bits let an average of codes fall to the other side of a border more often than floats do.
+  for (const auto& [value, array] : got) compare(array, expected.at(value), 0.2, head.in_codes ? 0.04 : 0.02);
 
   int narrow = 0, products = 0;
   for (const Step& step : lower(b.graph, match(b.graph), signature_of(b.graph), kernels).steps) {

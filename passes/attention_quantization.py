@@ -52,6 +52,7 @@ class OperandPlan:
         quantizer: its scale and zero point.
         calibration: the method that chose them.
         error: relative squared error of the rounded value.
+        rounded: what stands for the value in the graph, once it is written.
     """
 
     roles: list[str]
@@ -60,10 +61,14 @@ class OperandPlan:
     quantizer: Quantizer = field(default_factory=lambda: Quantizer(1.0, 0))
     calibration: str = ""
     error: float = float("inf")
+    rounded: ir.Value | None = None
 
     def write(self, editor: QuantizedGraph) -> None:
-        """Put the rounding into the graph."""
-        editor.round_uses(self.value, self.quantizer, self.uses)
+        """Put the rounding into the graph, or bring the one that is there up to date."""
+        if self.rounded is None:
+            self.rounded = editor.round_uses(self.value, self.quantizer, self.uses)
+        else:
+            editor.change_rounding(self.rounded, self.quantizer)
 
 
 @dataclass

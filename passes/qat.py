@@ -47,11 +47,6 @@ class QuantizationAwareTraining(TrainingOptions, Quant):
         TrainingOptions.__post_init__(self)
         if self.scales not in {"observed", "learnt"}:
             raise UsageError(f"qat: expected scales observed or learnt, found '{self.scales}'")
-        if self.attention_products != "float":
-            raise UsageError(
-                f"qat: expected attention_products=float, found {self.attention_products}; ranges "
-                "of queries, keys and values do not follow the training: use quant after finetune"
-            )
         if not 0.0 <= self.observe <= 1.0:
             raise UsageError(f"qat: expected observe from 0 to 1, found {self.observe}")
 

@@ -128,11 +128,27 @@ class QuantizedGraph:
 
     def round_uses(
         self, x: ir.Value, quantizer: Quantizer, uses: Sequence[tuple[ir.Node, int]]
-    ) -> None:
-        """Let ``uses`` (node, index of its input) alone read ``x`` behind a pair of its own."""
+    ) -> ir.Value:
+        """Let ``uses`` (node, index of its input) alone read ``x`` behind a pair of its own.
+
+        Returns:
+            What the pair makes of ``x``.
+        """
         rounded = self._rounded(x, quantizer)
         for node, index in uses:
             node.replace_input_with(index, rounded)
+        return rounded
+
+    def change_rounding(self, rounded: ir.Value, quantizer: Quantizer) -> None:
+        """Give the pair that `round_uses` wrote another scale and zero point."""
+        dequantize = rounded.producer()
+        if dequantize is None:
+            raise ValueError(f"value '{rounded.name}' is no rounding")
+        numbers = (np.array(quantizer.scale, np.float32), np.array(quantizer.zero_point, np.uint8))
+        for value, number in zip(dequantize.inputs[1:], numbers, strict=True):
+            if value is None:
+                raise ValueError(f"value '{rounded.name}' has no scale or zero point")
+            value.const_value = ir.tensor(number, name=value.name)
 
     def _rounded(self, x: ir.Value, quantizer: Quantizer) -> ir.Value:
         scale = self.initializer(f"{x.name}_scale", np.array(quantizer.scale, np.float32))

@@ -15,13 +15,14 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from obert_compiler.backends.torch.builder import LINEAR_USE, identifier
+from obert_compiler.backends.torch.builder import LINEAR_USE, ROUNDED_VALUE, identifier
 from obert_compiler.backends.torch.module import OnnxModule
 from obert_compiler.backends.torch.operators.indexing import gather
 from obert_compiler.backends.torch.parameters import trainable_initializers
 from obert_compiler.errors import GraphError
 from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.linear import find_linear_sites
+from obert_compiler.passes.attention_quantization import OperandPlan
 from obert_compiler.passes.calibration import Quantizer
 from obert_compiler.passes.fake_quantization import (
     ActivationQuantiser,
@@ -59,6 +60,7 @@ class FakeQuantisation:
         self._limit = quantization_limit(bits)
         self._weights: dict[torch.Tensor, tuple[WeightQuantiser, str]] = {}
         self._activations: dict[ir.Value, ActivationQuantiser] = {}
+        self._operands: dict[ir.Value, ActivationQuantiser] = {}
         self._tables: dict[ir.Value, nn.Parameter] = {}
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         self._last_input = inputs[-1] if inputs else None
@@ -69,24 +71,29 @@ class FakeQuantisation:
         self._round_linears()
         self._round_reads()
         self._round_activations(plan.sites)
+        self._round_attention(_operands(plan))
         module.graph.lint()
         module.recompile()
 
     @property
     def activations(self) -> dict[str, ActivationQuantiser]:
-        """The module that rounds each activation, by the name of the value in the graph."""
+        """The module that rounds each input of a site, by the name of the value in the graph."""
         return {x.name or "": module for x, module in self._activations.items()}
 
     @property
     def scales(self) -> list[nn.Parameter]:
         """The parameters that learn scales."""
-        modules = [*self._activations.values(), *(q for q, _ in self._weights.values())]
+        modules = [
+            *self._activations.values(),
+            *self._operands.values(),
+            *(q for q, _ in self._weights.values()),
+        ]
         found = (getattr(module, "log_factor", None) for module in modules)
         return [parameter for parameter in found if parameter is not None]
 
     def observe(self, observing: bool) -> None:
         """Let the scales of sites and their inputs follow the training, or freeze them."""
-        for activation in self._activations.values():
+        for activation in [*self._activations.values(), *self._operands.values()]:
             activation.observing = observing
         of_tables = frozenset(self._tables.values())
         for weight, (quantiser, _) in self._weights.items():
@@ -104,6 +111,9 @@ class FakeQuantisation:
             linear = linears.get(site.site.name)
             if isinstance(linear, QuantisedLinear):
                 site.quantized = linear.quantiser.quantized(linear.weight)
+        for operand in _operands(plan):
+            if operand.value in self._operands:
+                operand.quantizer = self._operands[operand.value].quantizer()
         for table in [*plan.tables, *plan.parameters]:
             if table.tied is not None and table.tied.quantized is not None:
                 table.quantized = table.tied.quantized
@@ -207,6 +217,19 @@ class FakeQuantisation:
                 rounded[x] = self._insert(name, call.args[0])
             call.args = (rounded[x],)
 
+    def _round_attention(self, plans: Sequence[OperandPlan]) -> None:
+        """Put modules in the place of the fixed roundings that `prepare` wrote."""
+        written = {p.rounded.name: p for p in plans if p.rounded is not None}
+        for call in list(self._module.graph.nodes):
+            plan = written.get(call.meta.get(ROUNDED_VALUE))
+            if plan is None:
+                continue
+            name = f"{_FOLDER}.{identifier(plan.value.name or 'operand')}_of_attention"
+            self._operands[plan.value] = ActivationQuantiser(plan.quantizer, learnt=self._learnt)
+            self._module.add_submodule(name, self._operands[plan.value])
+            call.replace_all_uses_with(self._insert(name, call.args[0]))
+            self._module.graph.erase_node(call)
+
     def _insert(self, path: str, x: fx.Node) -> fx.Node:
         behind = self._last_input if x.op == "placeholder" and self._last_input else x
         arguments = (x,) if self._mask is None else (x, self._mask)
@@ -218,10 +241,12 @@ def prepare(graph: Graph, plan: QuantizationPlan) -> None:
     """Bring the float graph to where training starts; its module is built afterwards.
 
     The corrections of ``plan`` are added to the biases, so that training starts from the outputs
-    that `quant` alone would give. Tables that do not train (computed positions, which are no
-    parameters of the source) are rounded for good.
+    that `quant` alone would give. Operands of attention get their roundings. Tables that do not
+    train (computed positions, which are no parameters of the source) are rounded for good.
     """
     editor = QuantizedGraph(graph)
+    for operand in _operands(plan):
+        operand.write(editor)
     for site in plan.sites:
         if site.correction is not None:
             site.site = editor.correct_bias(site.site, site.correction)
@@ -232,6 +257,10 @@ def prepare(graph: Graph, plan: QuantizationPlan) -> None:
         if table.tied is None and table.root not in trainable:
             rounded = ir.tensor(table.quantized.dequantize(), name=table.root.name)
             table.root.const_value = rounded
+
+
+def _operands(plan: QuantizationPlan) -> list[OperandPlan]:
+    return [operand for attention in plan.attention for operand in attention.operands]
 
 
 def _uses(plan: SitePlan) -> list[tuple[ir.Value, Quantizer | None]]:

@@ -27,10 +27,13 @@ from obert_compiler.errors import GraphError
 from obert_compiler.graph.graph import Graph
 from obert_compiler.graph.linear import LinearSite, find_linear_sites
 
-__all__ = ["LINEAR_USE", "Builder", "check_supported", "identifier"]
+__all__ = ["LINEAR_USE", "ROUNDED_VALUE", "Builder", "check_supported", "identifier"]
 
 LINEAR_USE = "linear_use"
 """Metadata of the fx node that calls an nn.Linear: name of the Linear site, number of the use."""
+
+ROUNDED_VALUE = "rounded_value"
+"""Metadata of the fx node of a fake quantisation: name of the value that DequantizeLinear gives."""
 
 _DOMAINS = frozenset({"", "ai.onnx"})
 
@@ -162,6 +165,8 @@ class Builder:
             if not isinstance(operands[0], torch.Tensor):
                 call = Call(partner, operands, self)
                 rounded = fake_quantise_row(call) if self._fake_quantisation else call.operand(0)
+                if self._fake_quantisation and isinstance(rounded, fx.Node):
+                    rounded.meta[ROUNDED_VALUE] = node.outputs[0].name
                 self._values[node.outputs[0]] = rounded
                 return
         call = Call(node, [None if i is None else self._read(i) for i in node.inputs], self)

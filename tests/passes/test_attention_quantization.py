@@ -80,8 +80,34 @@ def test_rotary_positions_are_a_reason(tiny_graph: TinyGraph) -> None:
     assert all("stands between a Linear layer and its query" in skip.reason for skip in skips)
 
 
-def test_refusals() -> None:
+def operand_scales(rows: list[dict[str, Any]]) -> list[float]:
+    return [row["scale"] for row in rows]
+
+
+@pytest.mark.parametrize("options", [{"observe": 1.0}, {"scales": "learnt"}])
+def test_training_moves_the_ranges_and_they_are_written(
+    options: dict[str, Any], tiny_graph: TinyGraph
+) -> None:
+    dense = tiny_graph("bert", "sequence")
+    context = Context(data=texts(), teacher=dense)
+    shared: dict[str, Any] = {"attention_products": "int8", "batch_size": 4, "learning_rate": 0.01}
+    chosen = Quant(attention_products="int8").run(dense.copy(), context)
+    still = QuantizationAwareTraining(steps=20, observe=0.0, **shared).run(dense.copy(), context)
+    calibrated = operand_scales(chosen.report["attention"])
+    assert operand_scales(still.report["attention"]) == calibrated
+    training = QuantizationAwareTraining(steps=20, **shared, **options)
+    result = training.run(dense.copy(), context)
+    assert result.report["difference_from_trained_module"] <= 1e-12
+    trained = operand_scales(result.report["attention"])
+    assert all(a != b for a, b in zip(trained, calibrated, strict=True))
+    written = [
+        float(node.inputs[1].const_value.numpy())
+        for node in result.graph.model.graph
+        if node.op_type == "DequantizeLinear" and node.inputs[1].const_value.size == 1
+    ]
+    assert {np.float32(scale) for scale in trained} <= {np.float32(scale) for scale in written}
+
+
+def test_an_unknown_choice_is_refused() -> None:
     with pytest.raises(UsageError, match="attention_products"):
         Quant(attention_products="int4")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="attention_products=float"):
-        QuantizationAwareTraining(attention_products="int8")

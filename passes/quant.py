@@ -77,7 +77,8 @@ class Quant(Pass):
             safe only where every CPU that will run the file has VNNI, AMX or ARM dot products.
         weights: ``mse`` searches the scale of each output row, ``max`` takes the largest weight.
         attention_products: ``int8`` rounds the queries, keys and values of attention to 8 bits
-            too, for engines that multiply them as integers; probabilities stay float.
+            too, for engines that multiply them as integers; probabilities stay float. ``float``
+            rounds none.
         bias_correction: take the mean error of the rounded weights out of the bias.
         embeddings: ``4bit`` in groups along the row, ``8bit`` by row, or ``none``.
         group: columns of a 4-bit group.
@@ -99,7 +100,7 @@ class Quant(Pass):
     examples: int = 256
     bits: Literal[7, 8] = 7
     weights: WeightScale = "mse"
-    attention_products: Literal["float", "int8"] = "float"
+    attention_products: Literal["float", "int8"] = "int8"
     bias_correction: bool = True
     embeddings: Literal["4bit", "8bit", "none"] = "4bit"
     group: int = 64

@@ -144,11 +144,12 @@ class QuantizedGraph:
         dequantize = rounded.producer()
         if dequantize is None:
             raise ValueError(f"value '{rounded.name}' is no rounding")
-        numbers = (np.array(quantizer.scale, np.float32), np.array(quantizer.zero_point, np.uint8))
-        for value, number in zip(dequantize.inputs[1:], numbers, strict=True):
-            if value is None:
-                raise ValueError(f"value '{rounded.name}' has no scale or zero point")
-            value.const_value = ir.tensor(number, name=value.name)
+        _, scale, zero_point = dequantize.inputs
+        if scale is None or zero_point is None:
+            raise ValueError(f"value '{rounded.name}' has no scale or zero point")
+        scale.const_value = ir.tensor(np.array(quantizer.scale, np.float32), name=scale.name)
+        number = np.array(quantizer.zero_point, np.uint8)
+        zero_point.const_value = ir.tensor(number, name=zero_point.name)
 
     def _rounded(self, x: ir.Value, quantizer: Quantizer) -> ir.Value:
         scale = self.initializer(f"{x.name}_scale", np.array(quantizer.scale, np.float32))

@@ -6,15 +6,17 @@
 //   scores [keys][queries]     a = k [head_dim / 2][keys],        b = q [head_dim / 2][queries]
 //   y      [d][queries]        a = v [pairs / 32][d][32],         b = p [pairs][queries]
 // Scores are exact up to 33,000 features. Probabilities that the graph rounds are whole numbers too. Others become
-// e^(s - top) times the largest factor that keeps each within 32767 and a query's sum within 2^31 / 256, rounded to
-// halves: y moves by at most length / 32767 of the largest value, about a tenth of the square root of that in practice.
+// e^(s - top) times the largest factor that keeps each within 65535 and a query's sum within 2^31 / 255, rounded to
+// halves: y moves by at most length / 65535 of the largest value, about a tenth of the square root of that in practice.
+// They are multiplied less 32768, and sums begin with what that takes away; additions may wrap around, sums do not.
 #pragma once
 
 namespace obert {
 namespace {
 
 constexpr int kCodeSums = 33000;   // 255^2 times as many is less than 2^31
-constexpr float kWeight = 32767.f, kWeightSum = 8370000.f;   // with half of each of 33,000 keys on top less than 2^31 / 255
+constexpr float kWeight = 65535.f, kWeightSum = 8400000.f;   // with half of each of 33,000 keys on top less than 2^31 / 255
+constexpr int kLessWeight = 32768;
 constexpr int kPairs = 32;         // pairs of keys that lie side by side
 
 // Whether sums of so many whole numbers do not overflow.
@@ -22,7 +24,7 @@ inline bool codes_fit(const Attention& a) { return a.length <= kCodeSums && a.he
 
 struct CodeScratch {
   int keys;   // in whole pairs of vectors
-  size_t k_stride, k, v, q, scores, mask, y, edge, floats;
+  size_t k_stride, k, v, q, scores, mask, y, sums, edge, floats;
   CodeScratch(int length, int head_dim) : keys(padded_to(length, 2 * kLanes)) {
     const auto d = static_cast<size_t>(padded_to(head_dim, kBlock)), n = static_cast<size_t>(keys);
     k_stride = n + 16;   // rows a multiple of 4 KB apart would share cache sets
@@ -38,6 +40,7 @@ struct CodeScratch {
     scores = take(n * kQueries);
     mask = take(n * kQueries);
     y = take(d * kQueries);
+    sums = take(d * kLanes);
     edge = take(d / 2 * kLanes);
     floats = at;
   }
@@ -62,7 +65,7 @@ class CodeProducts {
       : scale(a.scale * a.of_q.scale * a.of_k.scale), a_(a), s_(a.length, a.head_dim), pairs_(s_.keys / 2) {
     float* floats = static_cast<float*>(a.scratch);
     int32_t* dwords = static_cast<int32_t*>(a.scratch);
-    k_ = dwords + s_.k, v_ = dwords + s_.v, q_ = dwords + s_.q, edge_ = floats + s_.edge;
+    k_ = dwords + s_.k, v_ = dwords + s_.v, q_ = dwords + s_.q, sums_ = dwords + s_.sums, edge_ = floats + s_.edge;
     scores = floats + s_.scores, mask = floats + s_.mask, y = floats + s_.y;
   }
 
@@ -88,8 +91,10 @@ class CodeProducts {
     const Rounding& p = a_.probabilities;
     if (p.scale == 0.f) {
       const F32 factor = min(set(kWeight), div(set(kWeightSum), total));
-      const I32 sum = join_weights(i, [=](F32 e) { return round(mul(e, factor)); });
-      return div(mul(total, set(a_.of_v.scale)), mul(total, to_float(sum)));
+      const F32 less = set(-static_cast<float>(kLessWeight));
+      const I32 sum = join_weights(i, [=](F32 e) { return round(fma(e, factor, less)); });
+      const F32 whole = to_float(add(sum, set(a_.length * kLessWeight)));
+      return div(mul(total, set(a_.of_v.scale)), mul(total, whole));
     }
     const F32 factor = div(set(1.f / p.scale), total), highest = set(static_cast<float>(255 - p.zero_point));
     const F32 lowest = set(a_.nan_to_zero ? 0.f : static_cast<float>(-p.zero_point));   // what NaN becomes
@@ -101,7 +106,7 @@ class CodeProducts {
     const int32_t* weights = static_cast<const int32_t*>(static_cast<const void*>(scores));
     for_tiles<int32_t>(a_.head_dim, [&](auto tile, int begin) {
       Rows<int32_t, decltype(tile)::kRows> rows;
-      rows.clear();
+      rows.begin(sums_ + begin);
       for (int pair = 0; pair < pairs_; pair += kPairs)
         rows.template add_all<kPairs>(v_ + static_cast<size_t>(pair) * a_.head_dim + begin * kPairs, 1,
                                       weights + static_cast<size_t>(pair) * kQueries, kQueries, least(kPairs, pairs_ - pair));
@@ -130,22 +135,43 @@ class CodeProducts {
 
   void put_values() {
     const I32 zero_point = both(a_.of_v.zero_point), upper = set(static_cast<int32_t>(0xffff0000u));
+    for (int i = 0; i < a_.head_dim; ++i) store(sums_ + i * kLanes, set(0));
     for (int pair = 0; pair < pairs_; pair += kLanes) {
-      const auto rows = [&](int key, float* memory) {
-        return code_rows(a_.v_codes, a_.v_width, a_.v_column, a_.head_dim, a_.first + static_cast<size_t>(key), a_.length - key, memory);
+      const int key = 2 * pair;
+      const auto rows = [&](int from, float* memory) {
+        return code_rows(a_.v_codes, a_.v_width, a_.v_column, a_.head_dim, a_.first + static_cast<size_t>(from), a_.length - from, memory);
       };
-      const FeatureRows first = rows(2 * pair, edge_), second = rows(2 * pair + kLanes, edge_ + a_.head_dim / kBlock * kLanes);
-      int32_t* to = v_ + static_cast<size_t>(pair / kPairs * kPairs) * a_.head_dim + pair % kPairs;
-      for (int g = 0; g < a_.head_dim / kBlock; ++g, to += kBlock * kPairs) {
+      const FeatureRows first = rows(key, edge_), second = rows(key + kLanes, edge_ + a_.head_dim / kBlock * kLanes);
+      const I32 counted = bit_or(ones(a_.length - key), shift_left<16>(ones(a_.length - key - kLanes)));
+      int32_t *to = v_ + static_cast<size_t>(pair / kPairs * kPairs) * a_.head_dim + pair % kPairs, *sum = sums_;
+      for (int g = 0; g < a_.head_dim / kBlock; ++g, to += kBlock * kPairs, sum += kBlock * kLanes) {
         const I32 one = as_int(first(g)), other = as_int(second(g));
         const I32 even = byte_pairs(one), odd = byte_pairs(shift_right<8>(one));
         const I32 other_even = byte_pairs(other), other_odd = byte_pairs(shift_right<8>(other));
-        store(to, sub_pairs(bit_or(bit_and(even, set(0xffff)), shift_left<16>(other_even)), zero_point));
-        store(to + kPairs, sub_pairs(bit_or(bit_and(odd, set(0xffff)), shift_left<16>(other_odd)), zero_point));
-        store(to + 2 * kPairs, sub_pairs(bit_or(shift_right<16>(even), bit_and(other_even, upper)), zero_point));
-        store(to + 3 * kPairs, sub_pairs(bit_or(shift_right<16>(odd), bit_and(other_odd, upper)), zero_point));
+        const I32 pairs[kBlock] = {bit_or(bit_and(even, set(0xffff)), shift_left<16>(other_even)),
+                                   bit_or(bit_and(odd, set(0xffff)), shift_left<16>(other_odd)),
+                                   bit_or(shift_right<16>(even), bit_and(other_even, upper)),
+                                   bit_or(shift_right<16>(odd), bit_and(other_odd, upper))};
+        for (int i = 0; i < kBlock; ++i) {
+          const I32 values = sub_pairs(pairs[i], zero_point);
+          store(to + i * kPairs, values);
+          store(sum + i * kLanes, dot2(load(sum + i * kLanes), values, counted));
+        }
       }
     }
+    // What sums begin with: weights that are not rounded are multiplied less kLessWeight.
+    for (int i = 0; i < a_.head_dim; ++i) {
+      uint32_t sum = 0;
+      for (int lane = 0; lane < kLanes; ++lane) sum += static_cast<uint32_t>(sums_[i * kLanes + lane]);
+      sums_[i] = a_.probabilities.scale != 0.f ? 0 : static_cast<int32_t>(sum * kLessWeight);
+    }
+  }
+
+  // 1 in the first `count` lanes, 0 in others.
+  static I32 ones(int count) {
+    int32_t lanes[kLanes];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = i < count;
+    return load(lanes);
   }
 
   // Turns [keys][kQueries] of e^(s - top) into pairs of weight(e), in place; keys beyond the last weigh nothing. Gives the
@@ -167,7 +193,7 @@ class CodeProducts {
   const Attention& a_;
   const CodeScratch s_;
   const int pairs_;
-  int32_t *k_, *v_, *q_;
+  int32_t *k_, *v_, *q_, *sums_;
   float* edge_;
 };
 

@@ -23,6 +23,11 @@ struct Rows {
     left = right = zero_like(Element());
     rest.clear();
   }
+  // Each row with an element in all its lanes.
+  OBERT_INLINE void begin(const Element* at) {
+    left = right = set(*at);
+    rest.begin(at + 1);
+  }
   // Elements of `a` that go to one row and to the next lie `Step` apart.
   template <int Step>
   OBERT_INLINE void add(const Element* a, Vector b0, Vector b1) {
@@ -47,6 +52,7 @@ template <class Element>
 struct Rows<Element, 0> {
   using Vector = decltype(zero_like(Element()));
   OBERT_INLINE void clear() {}
+  OBERT_INLINE void begin(const Element*) {}
   template <int Step>
   OBERT_INLINE void add(const Element*, Vector, Vector) {}
   template <class Put>

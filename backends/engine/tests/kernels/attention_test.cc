@@ -295,7 +295,7 @@ void check_codes(const std::vector<const Kernels*>& tables, const CodesCase& c) 
         x = (c.masked ? (a.nan_to_zero ? 0. : -a.probabilities.zero_point) : code_less_zero(steps, a.probabilities)) * a.probabilities.scale;
       }
       const double largest = 255 * a.of_v.scale;
-      const double weights = c.round_probabilities ? unsure * a.probabilities.scale : c.length / std::fmin(32766 * total, 8.36e6);
+      const double weights = c.round_probabilities ? unsure * a.probabilities.scale : c.length / std::fmin(65534 * total, 8.39e6);
       for (int d = 0; d < c.head_dim; ++d) {
         double y = 0;
         for (int j = 0; j < c.length; ++j) y += p[j] * (v[place(j, 12 + d)] - a.of_v.zero_point) * a.of_v.scale;

@@ -162,9 +162,10 @@ void bench_rotary(const Kernels& k) {
 }
 
 void bench_attention(const Kernels& k, double peak) {
+  constexpr const char* kNumbers[] = {"floats", "codes", "codes, 16-bit p"};
   for (int length : {16, 64, 128, 384})
     for (int head_dim : {32, 64})
-      for (bool codes : {false, true}) {
+      for (int numbers = 0; numbers < 3; ++numbers) {
         const int width = 768;
         const size_t panels = panels_of(static_cast<size_t>(length));
         Buffer<float> q(panels * panel_floats(width)), key(q.size()), v(q.size());
@@ -179,7 +180,8 @@ void bench_attention(const Kernels& k, double peak) {
         std::vector<float> mask(static_cast<size_t>(length));
         Attention a;
         a.head_dim = head_dim, a.length = length;
-        if (codes) {
+        a.integers = numbers == 2;
+        if (numbers) {
           a.q_codes = q_codes.data(), a.k_codes = k_codes.data(), a.v_codes = v_codes.data();
           a.of_q = a.of_k = a.of_v = {.04f, 128};
         } else {
@@ -192,8 +194,8 @@ void bench_attention(const Kernels& k, double peak) {
         a.scratch = scratch.data();
         const double time = seconds([&] { k.attention(a); });
         const double rate = 2. * length * length * head_dim / time * 1e-9;
-        std::printf("%-11s attention %-9s length %3d head %2d: %7.1f us, %6.1f GMAC/s, %3.0f%% of the float peak\n", k.name,
-                    codes ? "of codes" : "of floats", length, head_dim, time * 1e6, rate, 100 * rate / peak);
+        std::printf("%-11s attention of %-18s length %3d head %2d: %7.1f us, %6.1f GMAC/s, %3.0f%% of the float peak\n", k.name,
+                    kNumbers[numbers], length, head_dim, time * 1e6, rate, 100 * rate / peak);
       }
 }
 

@@ -3,12 +3,13 @@
 //
 // A dword of codes, four features of a token, falls into two of such pairs by a mask: features 0 and 2, 1 and 3. A pair of
 // values joins two keys, one vector of keys with the next, so that nothing is transposed.
-//   scores [keys][queries]     a = k [head_dim / 2][keys],        b = q [head_dim / 2][queries]
-//   y      [d][queries]        a = v [pairs / 32][d][32],         b = p [pairs][queries]
-// Scores are exact up to 33,000 features. Probabilities that the graph rounds are whole numbers too. Others become
-// e^(s - top) times the largest factor that keeps each within 65535 and a query's sum within 2^31 / 255, rounded to
-// halves: y moves by at most length / 65535 of the largest value, about a tenth of the square root of that in practice.
-// They are multiplied less 32768, and sums begin with what that takes away; additions may wrap around, sums do not.
+//   scores [keys][queries]     a = k [head_dim / 2][keys],    b = q [head_dim / 2][queries]
+//   y      [d][queries]        a = v [pairs / 32][d][32],     b = p [pairs][queries]
+// Scores are exact up to 33,000 features. Probabilities that the graph rounds are whole numbers too. Others are floats, and so
+// are the values they weigh; or, with `integers`, e^(s - top) times the largest factor that keeps each within 65535 and a
+// query's sum within 2^31 / 255, rounded to halves. y moves by at most length / 65535 of the largest value then, about a
+// tenth of the square root of that in practice. These are multiplied less 32768, and sums begin with what that takes away:
+// additions may wrap around, sums do not.
 #pragma once
 
 namespace obert {
@@ -35,7 +36,7 @@ struct CodeScratch {
       return here;
     };
     k = take(d / 2 * k_stride);
-    v = take(d * static_cast<size_t>(padded_to(keys / 2, kPairs)));
+    v = take(d * (n + 2 * kPanel));   // of floats, in whole panels; of pairs half as much
     q = take(d / 2 * kQueries);
     scores = take(n * kQueries);
     mask = take(n * kQueries);
@@ -54,15 +55,36 @@ inline FeatureRows code_rows(const uint8_t* codes, int width, int column, int he
                      count, memory);
 }
 
+// The floats that the tokens first .. first + count of a head's codes stand for, in panels of its own that begin at
+// `memory`. What it gives is where a buffer of such panels would begin.
+inline const float* put_floats(const uint8_t* codes, int width, int column, int head_dim, const Rounding& of, size_t first, size_t count,
+                               float* memory) {
+  const size_t begin = first / kPanel, size = static_cast<size_t>(head_dim) * kPanel;
+  const I32 minus_zero = set(-of.zero_point);
+  const F32 scale = set(of.scale);
+  float* to = memory;
+  for (size_t panel = begin; panel * kPanel < first + count; ++panel, to += size) {
+    const int32_t* from = reinterpret_cast<const int32_t*>(codes) + panel_offset(panel * kPanel, width / kBlock, column / kBlock);
+    for (int d = 0; d < head_dim; d += kBlock)
+      for (int t = 0; t < kPanel; t += kLanes) {
+        I32 number[kBlock];
+        unpack_codes(load(from + d / kBlock * kPanel + t), minus_zero, number);
+        for (int i = 0; i < kBlock; ++i) store(to + (d + i) * kPanel + t, mul(to_float(number[i]), scale));
+      }
+  }
+  return memory - begin * size;
+}
+
 class CodeProducts {
  public:
-  static constexpr bool sums_keep_nan = false, rounds_weights = true;
-  static constexpr float value_scale = 1.f;
+  const bool rounds_weights, sums_keep_nan;
+  const float value_scale;
   float *scores, *mask, *y;
   float scale;
 
   explicit CodeProducts(const Attention& a)
-      : scale(a.scale * a.of_q.scale * a.of_k.scale), a_(a), s_(a.length, a.head_dim), pairs_(s_.keys / 2) {
+      : rounds_weights(a.probabilities.scale != 0.f || a.integers), sums_keep_nan(!rounds_weights), value_scale(a.of_v.scale),
+        scale(a.scale * a.of_q.scale * a.of_k.scale), a_(a), s_(a.length, a.head_dim), pairs_(s_.keys / 2) {
     float* floats = static_cast<float*>(a.scratch);
     int32_t* dwords = static_cast<int32_t*>(a.scratch);
     k_ = dwords + s_.k, v_ = dwords + s_.v, q_ = dwords + s_.q, sums_ = dwords + s_.sums, edge_ = floats + s_.edge;
@@ -71,7 +93,8 @@ class CodeProducts {
 
   void put_keys_and_values() {
     put_features(a_.k_codes, a_.k_width, a_.k_column, a_.of_k, a_.first, a_.length, k_, s_.k_stride);
-    put_values();
+    if (rounds_weights) put_values();
+    else values_ = put_floats(a_.v_codes, a_.v_width, a_.v_column, a_.head_dim, {1.f, a_.of_v.zero_point}, a_.first, a_.length, floats_of(v_));
   }
   void put_block(int query, int count) {
     put_features(a_.q_codes, a_.q_width, a_.q_column, a_.of_q, a_.first_query + static_cast<size_t>(query), count, q_, kQueries);
@@ -85,38 +108,57 @@ class CodeProducts {
     });
   }
   OBERT_INLINE void weigh(const F32 (&top)[2], F32 (&total)[2], bool) { exponentials(scores, a_.length, top, total); }
-  // Makes weights of vector i of e^(s - top) and gives the factor that makes averages of their sums. NaN in `total` comes
-  // out again, unless the graph rounds probabilities.
+  // Makes whole numbers of vector i of e^(s - top), if it does, and gives the factor that makes averages of the sums. NaN in
+  // `total` comes out again, unless the graph rounds probabilities.
   F32 finish(int i, F32 total) {
+    if (!rounds_weights) return div(set(value_scale), total);
     const Rounding& p = a_.probabilities;
     if (p.scale == 0.f) {
-      const F32 factor = min(set(kWeight), div(set(kWeightSum), total));
-      const F32 less = set(-static_cast<float>(kLessWeight));
+      const F32 factor = min(set(kWeight), div(set(kWeightSum), total)), less = set(-static_cast<float>(kLessWeight));
       const I32 sum = join_weights(i, [=](F32 e) { return round(fma(e, factor, less)); });
       const F32 whole = to_float(add(sum, set(a_.length * kLessWeight)));
-      return div(mul(total, set(a_.of_v.scale)), mul(total, whole));
+      return div(mul(total, set(value_scale)), mul(total, whole));
     }
     const F32 factor = div(set(1.f / p.scale), total), highest = set(static_cast<float>(255 - p.zero_point));
     const F32 lowest = set(a_.nan_to_zero ? 0.f : static_cast<float>(-p.zero_point));   // what NaN becomes
     // The second operand where the first is NaN.
     join_weights(i, [=](F32 e) { return round(min(max(mul(e, factor), lowest), highest)); });
-    return set(p.scale * a_.of_v.scale);
+    return set(p.scale * value_scale);
   }
   OBERT_INLINE void average_values(const F32 (&share)[2]) {
-    const int32_t* weights = static_cast<const int32_t*>(static_cast<const void*>(scores));
-    for_tiles<int32_t>(a_.head_dim, [&](auto tile, int begin) {
-      Rows<int32_t, decltype(tile)::kRows> rows;
-      rows.begin(sums_ + begin);
-      for (int pair = 0; pair < pairs_; pair += kPairs)
-        rows.template add_all<kPairs>(v_ + static_cast<size_t>(pair) * a_.head_dim + begin * kPairs, 1,
-                                      weights + static_cast<size_t>(pair) * kQueries, kQueries, least(kPairs, pairs_ - pair));
-      rows.for_each(0, [&](int m, int i, I32 sum) {
-        store(y + (begin + m) * kQueries + i * kLanes, mul(to_float(sum), share[i]));
+    if (rounds_weights) {
+      average<int32_t>(share, [this](auto& rows, int begin) {
+        rows.begin(sums_ + begin);
+        const int32_t* weights = static_cast<const int32_t*>(static_cast<const void*>(scores));
+        for (int pair = 0; pair < pairs_; pair += kPairs)
+          rows.template add_all<kPairs>(v_ + static_cast<size_t>(pair) * a_.head_dim + begin * kPairs, 1,
+                                        weights + static_cast<size_t>(pair) * kQueries, kQueries, least(kPairs, pairs_ - pair));
+      });
+      return;
+    }
+    average<float>(share, [this](auto& rows, int begin) {
+      rows.clear();
+      for_key_runs(a_, [&](size_t token, int key, int count) {
+        rows.template add_all<kPanel>(values_ + panel_offset(token, a_.head_dim, begin), 1, scores + static_cast<size_t>(key) * kQueries,
+                                      kQueries, count);
       });
     });
   }
 
  private:
+  static float* floats_of(int32_t* memory) { return static_cast<float*>(static_cast<void*>(memory)); }
+
+  template <class Element, class Add>
+  OBERT_INLINE void average(const F32 (&share)[2], const Add& add) {
+    for_tiles<Element>(a_.head_dim, [&](auto tile, int begin) {
+      Rows<Element, decltype(tile)::kRows> rows;
+      add(rows, begin);
+      rows.for_each(0, [&](int m, int i, auto sum) {
+        store(y + (begin + m) * kQueries + i * kLanes, mul(as_floats(sum), share[i]));
+      });
+    });
+  }
+
   static I32 both(int zero_point) { return set(zero_point | zero_point << 16); }
 
   // [head_dim / 2][stride] of some tokens.
@@ -175,7 +217,7 @@ class CodeProducts {
   }
 
   // Turns [keys][kQueries] of e^(s - top) into pairs of weight(e), in place; keys beyond the last weigh nothing. Gives the
-  // sums of all weights.
+  // sums of all.
   template <class Weight>
   OBERT_INLINE I32 join_weights(int i, const Weight& weight) {
     I32 sum = set(0);
@@ -194,6 +236,7 @@ class CodeProducts {
   const CodeScratch s_;
   const int pairs_;
   int32_t *k_, *v_, *q_, *sums_;
+  const float* values_ = nullptr;
   float* edge_;
 };
 
@@ -205,26 +248,6 @@ struct FloatScratch {
     q = AttentionScratch(length, head_dim).floats, k = q + head, v = k + head, floats = v + head;
   }
 };
-
-// The floats that the tokens first .. first + count of a head's codes stand for, in panels of its own that begin at
-// `memory`. What it gives is where a buffer of such panels would begin.
-inline const float* put_floats(const uint8_t* codes, int width, int column, int head_dim, const Rounding& of, size_t first, size_t count,
-                               float* memory) {
-  const size_t begin = first / kPanel, size = static_cast<size_t>(head_dim) * kPanel;
-  const I32 minus_zero = set(-of.zero_point);
-  const F32 scale = set(of.scale);
-  float* to = memory;
-  for (size_t panel = begin; panel * kPanel < first + count; ++panel, to += size) {
-    const int32_t* from = reinterpret_cast<const int32_t*>(codes) + panel_offset(panel * kPanel, width / kBlock, column / kBlock);
-    for (int d = 0; d < head_dim; d += kBlock)
-      for (int t = 0; t < kPanel; t += kLanes) {
-        I32 number[kBlock];
-        unpack_codes(load(from + d / kBlock * kPanel + t), minus_zero, number);
-        for (int i = 0; i < kBlock; ++i) store(to + (d + i) * kPanel + t, mul(to_float(number[i]), scale));
-      }
-  }
-  return memory - begin * size;
-}
 
 // The same attention of floats, in the scratch of `a`.
 inline Attention in_floats(const Attention& a) {

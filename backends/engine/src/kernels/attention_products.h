@@ -11,6 +11,8 @@ inline F32 multiply_add(F32 sum, F32 a, F32 b) { return fma(a, b, sum); }
 inline I32 multiply_add(I32 sum, I32 a, I32 b) { return dot2(sum, a, b); }
 inline F32 zero_like(float) { return set(0.f); }
 inline I32 zero_like(int32_t) { return set(0); }
+inline F32 as_floats(F32 a) { return a; }
+inline F32 as_floats(I32 a) { return to_float(a); }
 
 // Rows of accumulators as nested structs: an array this large GCC would keep up to date in memory.
 template <class Element, int M>

@@ -158,9 +158,8 @@ struct Rotary {
 // column + head_dim of each.
 //
 // Queries, keys and values may lie there as the 8-bit codes they were rounded to, in panels of bytes: then `of_q`, `of_k`
-// and `of_v` say what the codes stand for, and products are sums of whole numbers, exact but for weights of values that
-// are not rounded (attention_codes.h bounds the error). Products of floats are float32. NaN and infinities give what they
-// give in floats.
+// and `of_v` say what the codes stand for, and scores are sums of whole numbers, exact, as averages of values are where the
+// graph rounds probabilities. Everything else is float32. NaN and infinities give what they give in floats.
 struct Attention {
   int head_dim = 0;
   int length = 0;                     // keys: tokens of the sequence
@@ -178,6 +177,9 @@ struct Attention {
   Rounding of_q, of_k, of_v;          // what the codes stand for
   Rounding scores, probabilities;
   bool nan_to_zero = false;           // p is 0 where softmax gives NaN
+  // With codes: probabilities of 16 bits, at twice the rate of floats, where that suits the table; attention_codes.h bounds
+  // the error, which moves about one code in a thousand of a quantised result by a step.
+  bool integers = false;
   size_t mask_stride = 0;             // floats from one query's row of the mask to the next; 0: one row for all
   int query_begin = 0, query_end = 0; // queries of this call, within 0 .. queries; query_begin % kGroup == 0
   float* out = nullptr;               // buffer [panels][out_width][kPanel] or null

@@ -93,6 +93,7 @@ struct Compiled : NodeComputeInfo {
 
 struct Options {
   int threads = 1;
+  bool integer_attention = false;
   bool all_or_none = false;   // nothing is claimed where constants want folding
   std::string report;   // file to append a line of JSON to for each session; empty: none
 };
@@ -123,6 +124,10 @@ Options read_options(const SessionOptions* session) {
     o.threads = static_cast<int>(n);
   }
   o.report = config(session, "report");
+  std::string attention = config(session, "attention");
+  if (!attention.empty() && attention != "float" && attention != "int16")
+    throw std::runtime_error("option 'attention': expected float or int16, found '" + attention + "'");
+  o.integer_attention = attention == "int16";
   std::string unfolded = config(session, "unfolded");
   if (!unfolded.empty() && unfolded != "claim" && unfolded != "leave")
     throw std::runtime_error("option 'unfolded': expected claim or leave, found '" + unfolded + "'");
@@ -201,6 +206,7 @@ struct Provider : Ep {
       signature.outputs.push_back(found->second);
     }
     Program program = lower(read.graph, m, signature, kernels);
+    program.integer_attention = options.integer_attention;
     return std::make_unique<Compiled>(std::move(program), options.threads, places);
   }
 };

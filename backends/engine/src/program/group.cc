@@ -337,6 +337,7 @@ void Group::attention(const Step& s, size_t step) {
     a.scores = s.scores;
     a.probabilities = s.probabilities;
     a.nan_to_zero = s.nan_to_zero;
+    a.integers = p_.integer_attention;
     a.query_begin = static_cast<int>(block * queries);
     a.query_end = std::min(a.queries, a.query_begin + static_cast<int>(queries));
     a.out = floats(s.out, 0);

@@ -148,6 +148,7 @@ struct Program {
   Traffic traffic;                        // Executor counts it,
   Tail tail;                              // finds this,
   bool drops_padding = false;             // and this
+  bool integer_attention = false;         // see Attention::integers
 };
 
 // A tensor of ONNX Runtime: row-major, on the CPU.

@@ -224,7 +224,7 @@ struct CodesCase {
   int length, head_dim;
   size_t first;
   int queries, zero_point;
-  bool masked, round_scores, round_probabilities;
+  bool masked, round_scores, round_probabilities, integers;
 };
 
 // Queries, keys and values as 8-bit codes, against sums of whole numbers. Queries with a score at the border between two
@@ -236,6 +236,7 @@ void check_codes(const std::vector<const Kernels*>& tables, const CodesCase& c) 
   Attention a;
   a.of_q = {.0371f, c.zero_point}, a.of_k = {.0293f, 255 - c.zero_point}, a.of_v = {.0117f, c.zero_point};
   if (c.round_probabilities) a.probabilities = {1 / 255.f, c.zero_point / 50};
+  a.integers = c.integers;
   if (c.round_scores) a.scores = {.0831f, 120};
   Buffer<uint8_t> q(panels * panel_bytes(width), 171), k(q.size(), 172), v(q.size(), 173);
   const auto place = [&](size_t i, int f) { return code_at(c.first + i, width, f); };
@@ -295,7 +296,9 @@ void check_codes(const std::vector<const Kernels*>& tables, const CodesCase& c) 
         x = (c.masked ? (a.nan_to_zero ? 0. : -a.probabilities.zero_point) : code_less_zero(steps, a.probabilities)) * a.probabilities.scale;
       }
       const double largest = 255 * a.of_v.scale;
-      const double weights = c.round_probabilities ? unsure * a.probabilities.scale : c.length / std::fmin(65534 * total, 8.39e6);
+      const double weights = c.round_probabilities ? unsure * a.probabilities.scale
+                             : c.integers         ? c.length / std::fmin(65534 * total, 8.39e6)
+                                                  : 0;
       for (int d = 0; d < c.head_dim; ++d) {
         double y = 0;
         for (int j = 0; j < c.length; ++j) y += p[j] * (v[place(j, 12 + d)] - a.of_v.zero_point) * a.of_v.scale;
@@ -368,10 +371,10 @@ int main() {
   for (int length : {1, 2, 15, 17, 37, 64, 65, 130, 384})
     for (int head_dim : {4, 16, 36, 64})
       for (int zero_point : {0, 128, 255})
-        for (bool round_probabilities : {false, true}) {
+        for (int weights = 0; weights < 3; ++weights) {
           const int pick = length + head_dim / 4 + zero_point;
           check_codes(tables, {length, head_dim, pick % 2 ? size_t{5} : size_t{64}, pick % 3 ? length : std::min(length, 5), zero_point,
-                               pick % 5 == 0, pick % 4 != 0, round_probabilities});
+                               pick % 5 == 0, pick % 4 != 0, weights == 1, weights == 2});
         }
   return check::report("attention");
 }

@@ -100,7 +100,7 @@ class Quant(Pass):
     examples: int = 256
     bits: Literal[7, 8] = 7
     weights: WeightScale = "mse"
-    attention_products: Literal["float", "int8"] = "float"
+    attention_products: Literal["float", "int8"] = "int8"
     bias_correction: bool = True
     embeddings: Literal["4bit", "8bit", "none"] = "4bit"
     group: int = 64

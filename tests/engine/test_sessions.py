@@ -17,6 +17,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from obert_compiler.runtime import engine_use, session
+from obert_compiler.runtime.provider import engine_device
+from obert_compiler.runtime.session import session_options
 
 Arrays = dict[str, np.ndarray]
 Compiled = Callable[[str, str], Path]
@@ -115,6 +117,23 @@ def test_no_padding_and_nothing_but_padding(
     for mask in (np.ones((3, 12)), np.zeros((3, 12)), np.arange(12)[None].repeat(3, 0) % 2):
         feed["attention_mask"] = mask.astype(np.int64)
         assert_close(ours.run(None, feed), theirs.run(None, feed))
+
+
+def test_probabilities_of_16_bits(
+    bert: Path, both: Both, tokens: Tokens, assert_close: AssertClose
+) -> None:
+    def opened(attention: str) -> onnxruntime.InferenceSession:
+        options = session_options(2)
+        settings = {"threads": "2", "attention": attention}
+        options.add_provider_for_devices([engine_device()], settings)
+        return onnxruntime.InferenceSession(str(bert), options, enable_fallback=0)
+
+    ours, theirs = both(bert)
+    feed = tokens(input_names(ours), 4, 30)
+    assert np.array_equal(opened("float").run(None, feed)[0], ours.run(None, feed)[0])
+    assert_close(opened("int16").run(None, feed), theirs.run(None, feed))
+    with pytest.raises(Exception, match="expected float or int16, found 'half'"):
+        opened("half")
 
 
 @pytest.mark.parametrize(("batch", "length"), [(0, 5), (0, 0), (2, 0)])

@@ -77,8 +77,9 @@ class FakeQuantisation:
 
     @property
     def activations(self) -> dict[str, ActivationQuantiser]:
-        """The module that rounds each input of a site, by the name of the value in the graph."""
-        return {x.name or "": module for x, module in self._activations.items()}
+        """The module that rounds each activation, by the name of the value in the graph."""
+        found = [*self._operands.items(), *self._activations.items()]
+        return {x.name or "": module for x, module in found}
 
     @property
     def scales(self) -> list[nn.Parameter]:

@@ -268,7 +268,7 @@ def test_outputs_of_onnx_runtime_are_the_module_s(level: str, tiny_graph: TinyGr
     """To 1e-5 of the largest, in every example in which no activation falls to another level.
 
     A value at the border of two levels may fall to either side for a rounding error before it; it
-    then moves by a whole level.
+    then moves by a whole level, and values behind it by what that makes of them.
     """
     result = trained(tiny_graph("bert", "token"), observe=18)
     feeds = result.feed()
@@ -284,11 +284,12 @@ def test_outputs_of_onnx_runtime_are_the_module_s(level: str, tiny_graph: TinyGr
     for name, mine in seen.items():
         theirs = result.rounding.activations[name](torch.from_numpy(found[name]))
         steps = ((theirs - mine).abs() / result.rounding.activations[name].scale).round()
+        first = steps[~other]
+        assert first.max() <= 1
+        levels += first.numel()
+        moved += int((first > 0).sum())
         other |= steps.flatten(1).any(1).numpy()
-        levels += steps.numel()
-        moved += int((steps > 0).sum())
-        assert steps.max() <= 1
-    assert moved <= 1e-3 * levels
+    assert moved <= 1e-4 * levels
     assert other.sum() <= 4
     for name, value in want.items():
         difference = np.abs(found[name] - value.numpy())[~other]

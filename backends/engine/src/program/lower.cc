@@ -75,7 +75,7 @@ class Lowering {
     for (Export& e : exports_) e.op = n.place[e.op];
   }
 
-  // Queries, keys and values that are dequantised for an attention alone stay codes.
+  // Attention reads queries, keys and values that were quantised as codes, whoever else reads what they stand for.
   void attend_to_codes() {
     const auto of_codes = [&](int o) { return ops_[o].kind == OpKind::kDequantize; };
     for (Op& op : ops_) {

@@ -177,6 +177,7 @@ class CodeProducts {
 
   void put_values() {
     const I32 zero_point = both(a_.of_v.zero_point), upper = set(static_cast<int32_t>(0xffff0000u));
+    const bool less = a_.probabilities.scale == 0.f;   // weights that the graph does not round come less kLessWeight
     for (int i = 0; i < a_.head_dim; ++i) store(sums_ + i * kLanes, set(0));
     for (int pair = 0; pair < pairs_; pair += kLanes) {
       const int key = 2 * pair;
@@ -197,15 +198,15 @@ class CodeProducts {
         for (int i = 0; i < kBlock; ++i) {
           const I32 values = sub_pairs(pairs[i], zero_point);
           store(to + i * kPairs, values);
-          store(sum + i * kLanes, dot2(load(sum + i * kLanes), values, counted));
+          if (less) store(sum + i * kLanes, dot2(load(sum + i * kLanes), values, counted));
         }
       }
     }
-    // What sums begin with: weights that are not rounded are multiplied less kLessWeight.
+    // What sums begin with.
     for (int i = 0; i < a_.head_dim; ++i) {
       uint32_t sum = 0;
       for (int lane = 0; lane < kLanes; ++lane) sum += static_cast<uint32_t>(sums_[i * kLanes + lane]);
-      sums_[i] = a_.probabilities.scale != 0.f ? 0 : static_cast<int32_t>(sum * kLessWeight);
+      sums_[i] = static_cast<int32_t>(sum * kLessWeight);
     }
   }
 

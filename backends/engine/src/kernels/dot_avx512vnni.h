@@ -47,8 +47,7 @@ OBERT_INLINE void add_some(const Run& run, int i, I32 (&sum)[Sets][V]) {
                          _mm512_shuffle_epi32(weights, _MM_PERM_CCCC), _mm512_shuffle_epi32(weights, _MM_PERM_DDDD)};
     for (int j = 0; j < 4; ++j) {
       const int32_t* x = run.chunk + (indices >> (8 * (4 * four + j)) & 0xff) * kPanel;
-      for (int v = 0; v < V; ++v)
-        sum[j % Sets][v] = _mm512_dpbusd_epi32(sum[j % Sets][v], load(x + v * kLanes), each[j]);
+      for (int v = 0; v < V; ++v) sum[j % Sets][v] = dot4(sum[j % Sets][v], load(x + v * kLanes), each[j]);
     }
   }
 }

@@ -28,18 +28,21 @@ std::vector<uint8_t> run(const Executor& executor, const Signature& signature, i
   return caller.outputs.at(0);
 }
 
-// `picks`: the first token of each sequence is read, so that calls of many sequences have a tail.
-void stress(bool picks) {
+// `picks`: the first token of each sequence is read, so that calls of many sequences have a tail. `in_codes`: queries, keys
+// and values are codes, and with `integers` probabilities have 16 bits.
+void stress(bool picks, bool in_codes, bool integers) {
   constexpr int kCallers = 4, kRounds = 6, kThreads = 2;
   Builder b;
   Numbers r(5);
   int hidden = b.input("hidden"), mask = b.input("mask");
-  int out = encoder_layer(b, r, hidden, mask, 32, 2, 48, 0.4f);
+  int out = encoder_layer(b, r, hidden, mask, 32, 2, 48, 0.4f, in_codes);
   b.output(picks ? b.token(out, 0) : out);
   const Signature signature = signature_of(b.graph);
   KernelSet set = available_kernels();
   for (size_t i = 0; i < set.count; ++i) {
-    Executor executor(lower(b.graph, match(b.graph), signature, set.tables[i]), kThreads);
+    Program program = lower(b.graph, match(b.graph), signature, set.tables[i]);
+    program.integer_attention = integers;
+    Executor executor(std::move(program), kThreads);
     std::vector<Work> works;
     // One group for all threads, groups for each, an empty batch between them.
     for (auto [batch, length] : std::vector<std::pair<int64_t, int64_t>>{{1, 70}, {9, 33}, {0, 16}, {2, 5}, {40, 40}}) {
@@ -65,6 +68,10 @@ void stress(bool picks) {
 }  // namespace
 
 int main() {
-  for (bool picks : {false, true}) stress(picks);
+  for (bool picks : {false, true}) {
+    stress(picks, false, false);
+    stress(picks, true, false);
+    stress(picks, true, true);
+  }
   return check::report("stress");
 }

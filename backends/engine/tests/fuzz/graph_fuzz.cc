@@ -151,7 +151,9 @@ class Graphs {
 
   void execute(const Graph& g, const Reshapes& reshapes) {
     const Signature signature = signature_of(g);
-    Executor executor(lower(g, match(g, reshapes), signature, in_.below(4) ? available_kernels().tables[0] : emulated_amx()), 2);
+    Program program = lower(g, match(g, reshapes), signature, in_.below(4) ? available_kernels().tables[0] : emulated_amx());
+    program.integer_attention = in_.below(2) != 0;
+    Executor executor(std::move(program), 2);
     const std::vector<Fit> fits = fits_of(executor.program(), signature.inputs.size());
     int64_t batch = in_.below(4), length = in_.below(40);
     for (int round = 0; round < 3; ++round) {

@@ -18,6 +18,17 @@ inline void masked_encoder(Builder& b, Numbers& r) {
   b.output(encoder_layer(b, r, hidden, mask, 16, 2, 20, 0.5f));
 }
 
+// The same with queries, keys and values that are codes, and one that reads a token of it.
+inline void codes_encoder(Builder& b, Numbers& r) {
+  int hidden = b.input("hidden"), mask = b.input("mask");
+  b.output(encoder_layer(b, r, hidden, mask, 16, 2, 20, 0.5f, true));
+}
+inline void codes_classifier(Builder& b, Numbers& r) {
+  int hidden = b.input("hidden"), mask = b.input("mask");
+  int first = b.token(encoder_layer(b, r, hidden, mask, 16, 2, 20, 0.5f, true), 0, r.below(2) == 0);
+  b.output(b.node("Tanh", {quantized_linear(b, r, b.fake_quantize(first, 0.05f, 120), 16, 12, 0.5f)}));
+}
+
 // A layer of which one token is read, and a head on it.
 inline void classifier(Builder& b, Numbers& r) {
   int hidden = b.input("hidden"), mask = b.input("mask");
@@ -189,7 +200,7 @@ inline void in_parts(Builder& b, Numbers& r) {
   b.output(b.node("Add", {scaled, b.constant({kWidth}, r.normals(kWidth))}));
 }
 
-inline constexpr void (*kSeeds[])(Builder&, Numbers&) = {masked_encoder,   classifier,    whole_classifier, rotary_layer, relative_layer,
-                                                         shared_layer,     packed_embedding, packed_matrix,  in_parts};
+inline constexpr void (*kSeeds[])(Builder&, Numbers&) = {masked_encoder, codes_encoder,  codes_classifier, classifier,    whole_classifier, rotary_layer,
+                                                         relative_layer, shared_layer,   packed_embedding, packed_matrix, in_parts};
 
 }  // namespace obert::testing

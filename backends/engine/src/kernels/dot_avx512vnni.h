@@ -37,10 +37,10 @@ OBERT_INLINE I32 dot2(I32 sum, I32 a, I32 b) {
 
 // `Count` blocks, 4 or 8, from block i of the run on.
 template <int Count, int V, int Sets>
-OBERT_INLINE void add_some(const Run& run, int i, I32 (&sum)[Sets][V]) {
+OBERT_INLINE void add_some(const Run& run, size_t i, I32 (&sum)[Sets][V]) {
   uint64_t indices = 0;
   std::memcpy(&indices, run.index + i, Count);
-  const auto* value = reinterpret_cast<const __m128i*>(run.value + static_cast<size_t>(i) * kBlock);
+  const auto* value = reinterpret_cast<const __m128i*>(run.value + i * kBlock);
   for (int four = 0; four < Count / 4; ++four) {
     const I32 weights = _mm512_broadcast_i32x4(_mm_loadu_si128(value + four));
     const I32 each[4] = {_mm512_shuffle_epi32(weights, _MM_PERM_AAAA), _mm512_shuffle_epi32(weights, _MM_PERM_BBBB),
@@ -59,9 +59,10 @@ OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
   for (int s = 1; s < kSets; ++s)
     for (int v = 0; v < V; ++v) more[s][v] = set(0);
   for (int v = 0; v < V; ++v) more[0][v] = sum[v];
-  int i = 0;
-  for (; i + 8 <= run.count; i += 8) add_some<8>(run, i, more);
-  if (i + 4 <= run.count) {
+  const size_t eights = run.count & ~size_t{7};
+  size_t i = 0;
+  for (; i != eights; i += 8) add_some<8>(run, i, more);
+  if (run.count & 4) {
     add_some<4>(run, i, more);
     i += 4;
   }

@@ -8,13 +8,13 @@ namespace {
 template <int V>
 OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
   // Few vectors leave the multiplier waiting for itself: neighbours go to accumulators of their own.
-  constexpr int kSets = V >= 8 ? 1 : V >= 4 ? 2 : 4;
+  constexpr size_t kSets = V >= 8 ? 1 : V >= 4 ? 2 : 4;
   I32 more[kSets][V];
-  for (int s = 0; s < kSets; ++s)
+  for (size_t s = 0; s < kSets; ++s)
     for (int v = 0; v < V; ++v) more[s][v] = s ? set(0) : sum[v];
-  int i = 0;
+  size_t i = 0;
   for (; i + kSets <= run.count; i += kSets)
-    for (int s = 0; s < kSets; ++s) {
+    for (size_t s = 0; s < kSets; ++s) {
       const int32_t* x = run.activations(i + s);
       const I32 w = set(run.weights(i + s));
       for (int v = 0; v < V; ++v) more[s][v] = dot4(more[s][v], load(x + v * kLanes), w);
@@ -26,7 +26,7 @@ OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
   }
   for (int v = 0; v < V; ++v) {
     sum[v] = more[0][v];
-    for (int s = 1; s < kSets; ++s) sum[v] = add(sum[v], more[s][v]);
+    for (size_t s = 1; s < kSets; ++s) sum[v] = add(sum[v], more[s][v]);
   }
 }
 

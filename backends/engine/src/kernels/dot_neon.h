@@ -26,7 +26,7 @@ template <int V>
 OBERT_INLINE void add_blocks(const Run& run, I32 (&sum)[V]) {
   const int8x16_t minus_128 = vdupq_n_s8(-128);
   I32 surplus = set(0);
-  for (int i = 0; i < run.count; ++i) {
+  for (size_t i = 0; i < run.count; ++i) {
     const int32_t* x = run.activations(i);
     const int8x16_t w = vreinterpretq_s8_s32(set(run.weights(i)));
     surplus = vdotq_s32(surplus, minus_128, w);

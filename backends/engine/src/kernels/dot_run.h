@@ -8,14 +8,16 @@ struct Run {
   const int32_t* chunk;   // activations: [blocks of the chunk][kPanel] dwords
   const uint8_t* index;   // [count]
   const int8_t* value;    // [count][kBlock]
-  int count;
+  size_t count;
 
-  const int32_t* activations(int i) const { return chunk + static_cast<size_t>(index[i]) * kPanel; }
-  int32_t weights(int i) const {
+  const int32_t* activations(size_t i) const { return chunk + static_cast<size_t>(index[i]) * kPanel; }
+  int32_t weights(size_t i) const {
     int32_t w;
-    std::memcpy(&w, value + static_cast<size_t>(i) * kBlock, sizeof w);
+    std::memcpy(&w, value + i * kBlock, sizeof w);
     return w;
   }
+  // To what follows them.
+  void pass() { index += count, value += count * kBlock; }
 };
 
 }  // namespace

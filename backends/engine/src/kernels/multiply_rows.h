@@ -19,29 +19,30 @@ inline bool all_whole(const uint8_t* whole, int count) {
   return true;
 }
 
-// `w` is a copy: of what its address is known the compiler would have to read anew after every store to the sums.
+// Rows of a chunk follow one another, so that what one has is read where the one before ended. `w` is a copy: of what its
+// address is known the compiler would have to read anew after every store to the sums.
 template <int V>
 void multiply_rows(const SparseInt8 w, const uint8_t* x, int row_begin, int row_end, int32_t* acc) {
   for (int c = 0; c < w.chunks; ++c) {
-    Run run;
-    run.chunk = reinterpret_cast<const int32_t*>(x) + static_cast<size_t>(c) * w.chunk_blocks * kPanel;
     const size_t at = static_cast<size_t>(c) * w.rows;
+    const uint32_t* const start = w.start + at;
     const auto sums_of = [&](int place) {
       return acc + static_cast<size_t>(row_at(w.order, at, place) - row_begin) * kPanel;
     };
-    for (int p = row_begin; p < row_end; ++p) {
-      const uint32_t begin = w.start[at + p];
-      run.count = static_cast<int>(w.start[at + p + 1] - begin);
+    Run run = {reinterpret_cast<const int32_t*>(x) + static_cast<size_t>(c) * w.chunk_blocks * kPanel, w.index + start[row_begin],
+               w.value + static_cast<size_t>(start[row_begin]) * kBlock, 0};
+    for (int p = row_begin; p < row_end; ++p, run.pass()) {
+      run.count = start[p + 1] - start[p];
       if constexpr (kWholeRows > 0) {
         if (w.whole && p + kWholeRows <= row_end && all_whole(w.whole + at + p, kWholeRows)) {
-          const int8_t* weights = w.value + static_cast<size_t>(begin) * kBlock;
-          multiply_whole<I32, kWholeRows, V>(weights, run.chunk, run.count, c == 0, [&](int i) { return sums_of(p + i); });
+          int32_t* rows[kWholeRows];
+          for (int i = 0; i < kWholeRows; ++i) rows[i] = sums_of(p + i);
+          multiply_whole<I32, kWholeRows, V>(run.value, run.chunk, static_cast<int>(run.count), c == 0, rows);
+          run.count *= kWholeRows;
           p += kWholeRows - 1;
           continue;
         }
       }
-      run.index = w.index + begin;
-      run.value = w.value + static_cast<size_t>(begin) * kBlock;
       prefetch<2>(run.value, kBlocksAhead * kBlock, 3 * kPrefetchLine);
       prefetch<2>(run.index, kBlocksAhead, kPrefetchLine);
       int32_t* out = sums_of(p);

@@ -17,12 +17,9 @@ struct RowSums {
   Vector sum[V];
   RowSums<Vector, M - 1, V> rest;
 
-  // `row(i)` is where the sums of row i are.
-  template <class RowAt>
-  OBERT_INLINE void read(const RowAt& row, int i, bool zero) {
-    const int32_t* from = row(i);
-    for (int v = 0; v < V; ++v) sum[v] = zero ? set(int32_t{0}) : load(from + v * kLanes);
-    rest.read(row, i + 1, zero);
+  OBERT_INLINE void clear() {
+    for (int v = 0; v < V; ++v) sum[v] = set(int32_t{0});
+    rest.clear();
   }
   // `weights` of the first row; those of the next lie `stride` bytes on.
   OBERT_INLINE void add(const int8_t* weights, size_t stride, const Vector (&x)[V]) {
@@ -32,29 +29,27 @@ struct RowSums {
     for (int v = 0; v < V; ++v) sum[v] = dot4(sum[v], x[v], w);
     rest.add(weights + stride, stride, x);
   }
-  template <class RowAt>
-  OBERT_INLINE void write(const RowAt& row, int i) const {
-    int32_t* to = row(i);
-    for (int v = 0; v < V; ++v) store(to + v * kLanes, sum[v]);
-    rest.write(row, i + 1);
+  // The sums of the first row are at rows[0].
+  OBERT_INLINE void write(int32_t* const* rows, bool first) const {
+    int32_t* to = rows[0];
+    for (int v = 0; v < V; ++v) store(to + v * kLanes, first ? sum[v] : obert::add(sum[v], load(to + v * kLanes)));
+    rest.write(rows + 1, first);
   }
 };
 
 template <class Vector, int V>
 struct RowSums<Vector, 0, V> {
-  template <class RowAt>
-  OBERT_INLINE void read(const RowAt&, int, bool) {}
+  OBERT_INLINE void clear() {}
   OBERT_INLINE void add(const int8_t*, size_t, const Vector (&)[V]) {}
-  template <class RowAt>
-  OBERT_INLINE void write(const RowAt&, int) const {}
+  OBERT_INLINE void write(int32_t* const*, bool) const {}
 };
 
-// M rows of `blocks` blocks each, one after another at `weights`, by a chunk of activations; added to what is in the
-// sums unless `zero`.
-template <class Vector, int M, int V, class RowAt>
-inline void multiply_whole(const int8_t* weights, const int32_t* chunk, int blocks, bool zero, const RowAt& row) {
+// M rows of `blocks` blocks each, one after another at `weights`, by a chunk of activations; added to what is
+// at `rows`, but for the `first` chunk. Inlined, it would leave the loop over sparse rows too few registers.
+template <class Vector, int M, int V>
+__attribute__((noinline)) void multiply_whole(const int8_t* weights, const int32_t* chunk, int blocks, bool first, int32_t* const (&rows)[M]) {
   RowSums<Vector, M, V> sums;
-  sums.read(row, 0, zero);
+  sums.clear();
   const size_t stride = static_cast<size_t>(blocks) * kBlock;
   prefetch<3>(weights, M * stride, M * stride);   // the rows after these
   for (int b = 0; b < blocks; ++b, weights += kBlock, chunk += kPanel) {
@@ -62,7 +57,7 @@ inline void multiply_whole(const int8_t* weights, const int32_t* chunk, int bloc
     for (int v = 0; v < V; ++v) x[v] = load(chunk + v * kLanes);
     sums.add(weights, stride, x);
   }
-  sums.write(row, 0);
+  sums.write(rows, first);
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ void multiply_rows(const SparseInt8 w, const uint8_t* x, int row_begin, int row_
         if (w.whole && p + kWholeRows <= row_end && all_whole(w.whole + at + p, kWholeRows)) {
           int32_t* rows[kWholeRows];
           for (int i = 0; i < kWholeRows; ++i) rows[i] = sums_of(p + i);
-          multiply_whole<I32, kWholeRows, V>(run.value, run.chunk, static_cast<int>(run.count), c == 0, rows);
+          multiply_whole<I32, kWholeRows, V>(run.value, run.chunk, run.count, c == 0, rows);
           run.count *= kWholeRows;
           p += kWholeRows - 1;
           continue;

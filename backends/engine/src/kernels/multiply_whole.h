@@ -47,12 +47,12 @@ struct RowSums<Vector, 0, V> {
 // M rows of `blocks` blocks each, one after another at `weights`, by a chunk of activations; added to what is
 // at `rows`, but for the `first` chunk. Inlined, it would leave the loop over sparse rows too few registers.
 template <class Vector, int M, int V>
-__attribute__((noinline)) void multiply_whole(const int8_t* weights, const int32_t* chunk, int blocks, bool first, int32_t* const (&rows)[M]) {
+__attribute__((noinline)) void multiply_whole(const int8_t* weights, const int32_t* chunk, size_t blocks, bool first, int32_t* const (&rows)[M]) {
   RowSums<Vector, M, V> sums;
   sums.clear();
-  const size_t stride = static_cast<size_t>(blocks) * kBlock;
+  const size_t stride = blocks * kBlock;
   prefetch<3>(weights, M * stride, M * stride);   // the rows after these
-  for (int b = 0; b < blocks; ++b, weights += kBlock, chunk += kPanel) {
+  for (size_t b = 0; b < blocks; ++b, weights += kBlock, chunk += kPanel) {
     Vector x[V];
     for (int v = 0; v < V; ++v) x[v] = load(chunk + v * kLanes);
     sums.add(weights, stride, x);
